@@ -1,0 +1,433 @@
+"""Ground floor: the one file that names array libraries.
+
+A `Backend` is an array library on one device. The maths never holds one: it asks `namespace(x)` for the
+standard functions of whatever arrays it was given. Backends are for the edges, where arrays are made,
+moved and read: models, data, random numbers, files.
+
+    >>> backend = get("numpy")
+    >>> backend.asarray([1.0, 2.0], dtype="float32")
+    array([1., 2.], dtype=float32)
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import numpy as np
+
+from xpnn.errors import BackendUnavailable, SettingError
+
+Array = Any  # the standard has no type for "an array of some library"
+Shape = tuple[int, ...]
+
+
+class Backend:
+    """An array library on one device.
+
+    Attributes
+    ----------
+    name : str
+        The library: ``"numpy"``, ``"cupy"``, ``"torch"`` or ``"array-api-strict"``.
+    namespace : module
+        Its functions, as the array API standard has them.
+    device : object
+        The device in the library's own terms.
+    reason : str
+        Why the backend cannot be used here, in words; empty where it can.
+    install : str
+        What installs what is missing; empty where nothing is.
+    """
+
+    name = ""
+    package = ""
+    pip = ""
+    asynchronous = False  # True where work is queued, so that reading a value waits for the device
+
+    def __init__(self, device_id: str = "") -> None:
+        self.device_id = device_id
+
+    def __repr__(self) -> str:
+        return f"<xpnn backend {self}>"
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.device_id}" if self.device_id else self.name
+
+    @functools.cached_property
+    def _diagnosis(self) -> tuple[str, str]:
+        """What is wrong and what to install; two empty strings where all is well."""
+        try:
+            importlib.import_module(self.package)
+        except ModuleNotFoundError:
+            return f"{self.package} is not installed", f"pip install {self.pip}"
+        except Exception as error:  # a broken installation may raise anything
+            return f"{self.package} does not import: {_first_line(error)}", f"pip install --force-reinstall {self.pip}"
+        return self._diagnose_device()
+
+    def _diagnose_device(self) -> tuple[str, str]:
+        """The same for the device, once the library is imported."""
+        return "", ""
+
+    @property
+    def reason(self) -> str:
+        return self._diagnosis[0]
+
+    @property
+    def install(self) -> str:
+        return self._diagnosis[1]
+
+    def is_available(self) -> bool:
+        return not self.reason
+
+    def require(self) -> "Backend":
+        """Return the backend itself, or raise `BackendUnavailable` with the reason and the remedy."""
+        if self.reason:
+            raise BackendUnavailable(f"backend {self}: {self.reason}" + (f"; {self.install}" if self.install else ""))
+        return self
+
+    @functools.cached_property
+    def namespace(self) -> Any:
+        return _load_namespace(self.require().package)
+
+    @functools.cached_property
+    def device(self) -> Any:
+        return self.require() and self._device()
+
+    def _device(self) -> Any:
+        return "cpu"
+
+    def device_name(self) -> str:
+        """The hardware behind the device, for people to read."""
+        return _processor()
+
+    def version(self) -> str:
+        return importlib.metadata.version(self.package.replace("_", "-"))
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """Return `x` as an array of this backend, copying only where the library, device or dtype differ.
+
+        `x` may be an array of any backend, or anything NumPy takes; `dtype` a name or any library's dtype.
+        """
+        if library_of(x) not in (self.name, None):
+            x = to_numpy(x)
+        kwargs = {} if dtype is None else {"dtype": self.dtype(dtype)}
+        return self.namespace.asarray(x, device=self.device, **kwargs)
+
+    def zeros(self, shape: Shape, dtype: Any = "float32") -> Array:
+        return self.namespace.zeros(shape, dtype=self.dtype(dtype), device=self.device)
+
+    def dtype(self, dtype: Any) -> Any:
+        """This library's dtype of the given name."""
+        return getattr(self.namespace, dtype_name(dtype))
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """Return `x` as a NumPy array on the host, waiting for the device where needed."""
+        return np.asarray(x)
+
+    def synchronize(self) -> None:
+        """Wait until all work queued on the device is done."""
+
+    def device_id_of(self, x: Array) -> str:
+        """The device of `x`, as `get` takes it after the colon; empty for the library's default."""
+        return ""
+
+
+class NumPy(Backend):
+    name = package = pip = "numpy"
+
+    def _diagnose_device(self) -> tuple[str, str]:
+        return (f"NumPy has no device {self.device_id!r}" if self.device_id else ""), ""
+
+    def zeros(self, shape: Shape, dtype: Any = "float32") -> Array:
+        return np.zeros(shape, dtype=dtype_name(dtype))
+
+
+class CuPy(Backend):
+    name = package = "cupy"
+    pip = "'xpnn[cuda13]' (for a CUDA 12 driver 'xpnn[cuda12]')"
+    asynchronous = True
+
+    def _diagnose_device(self) -> tuple[str, str]:
+        import cupy
+
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except Exception as error:  # CUDARuntimeError: which of its classes depends on the version
+            if "InsufficientDriver" in str(error):
+                return "no CUDA driver was found", "install NVIDIA's driver for CUDA 13 or 12"
+            return f"CUDA failed: {_first_line(error)}", ""
+        if count == 0:
+            return "the CUDA driver sees no device", ""
+        if self.device_id and self.device_id not in map(str, range(count)):
+            return f"expected a CUDA device from 0 to {count - 1}; received {self.device_id!r}", ""
+        return "", ""
+
+    def _device(self) -> Any:
+        import cupy
+
+        return cupy.cuda.Device(int(self.device_id or 0))
+
+    def device_name(self) -> str:
+        import cupy
+
+        runtime = cupy.cuda.runtime
+        name = runtime.getDeviceProperties(self.device.id)["name"].decode()
+        return f"{name}, CUDA driver {runtime.driverGetVersion()}"
+
+    def version(self) -> str:
+        import cupy
+
+        return cupy.__version__  # the wheel's name carries the CUDA version
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return x.get()
+
+    def synchronize(self) -> None:
+        import cupy
+
+        with self.device:
+            cupy.cuda.get_current_stream().synchronize()
+
+    def device_id_of(self, x: Array) -> str:
+        return str(x.device.id or "")
+
+
+class Torch(Backend):
+    name = package = pip = "torch"
+
+    def _diagnose_device(self) -> tuple[str, str]:
+        import torch
+
+        try:
+            torch.empty(0, device=self.device_id or "cpu")
+        except Exception as error:
+            return f"torch has no device {self.device_id!r} here: {_first_line(error)}", ""
+        return "", ""
+
+    def _device(self) -> Any:
+        import torch
+
+        return torch.device(self.device_id or "cpu")
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return x.detach().cpu().numpy()
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+    def device_id_of(self, x: Array) -> str:
+        return "" if x.device.type == "cpu" else str(x.device)
+
+
+class Strict(Backend):
+    """The reference implementation of the standard: it refuses whatever the standard does not promise."""
+
+    name = "array-api-strict"
+    package = "array_api_strict"
+    pip = "array-api-strict"
+
+    def _diagnose_device(self) -> tuple[str, str]:
+        try:
+            self._device()
+        except Exception:
+            return f"array-api-strict has no device {self.device_id!r}", ""
+        return "", ""
+
+    def _device(self) -> Any:
+        import array_api_strict
+
+        return array_api_strict.Device(self.device_id or "CPU_DEVICE")
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        import array_api_strict
+
+        return np.asarray(x.to_device(array_api_strict.Device("CPU_DEVICE")))
+
+    def device_id_of(self, x: Array) -> str:
+        device = str(x.device).split("'")[1]
+        return "" if device == "CPU_DEVICE" else device
+
+
+BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (NumPy, CuPy, Torch, Strict)}
+_LIBRARIES = {cls.package: name for name, cls in BACKENDS.items()}
+
+
+@functools.cache
+def _instance(name: str, device_id: str) -> Backend:
+    return BACKENDS[name](device_id)
+
+
+def get(name: "str | Backend | None" = None) -> Backend:
+    """Return a backend by name, whether or not it is available here.
+
+    Parameters
+    ----------
+    name : str, optional
+        A library, with a device after a colon where it has several: ``"cupy"``, ``"cupy:1"``,
+        ``"torch:cuda"``. ``"auto"`` is CuPy where a CUDA device is, else NumPy. Without a name the
+        environment variable ``XPNN_BACKEND`` decides, else it is NumPy.
+
+    Raises
+    ------
+    SettingError
+        For an unknown name.
+    """
+    if isinstance(name, Backend):
+        return name
+    name = name or os.environ.get("XPNN_BACKEND") or "numpy"
+    if name == "auto":
+        cupy = _instance("cupy", "")
+        return cupy if cupy.is_available() else _instance("numpy", "")
+    library, _, device_id = name.partition(":")
+    if library not in BACKENDS:
+        raise SettingError(f"backend: expected one of {', '.join([*BACKENDS, 'auto'])}; received {name!r}")
+    return _instance(library, device_id)
+
+
+def of(x: Array) -> Backend:
+    """Return the backend that the array `x` lives on."""
+    library = library_of(x)
+    if library is None:
+        raise TypeError(f"expected an array of {', '.join(BACKENDS)}; received {type(x).__name__}")
+    return _instance(library, _instance(library, "").device_id_of(x))
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """Return an array of any backend, or anything NumPy takes, as a NumPy array."""
+    library = library_of(x)
+    return np.asarray(x) if library is None else _instance(library, "").to_numpy(x)
+
+
+def library_of(x: Any) -> str | None:
+    """Return the name of the library whose array `x` is; None for what is no array."""
+    return _library_of_type(type(x))
+
+
+@functools.cache
+def _library_of_type(cls: type) -> str | None:
+    for base in cls.__mro__:
+        library = _LIBRARIES.get(base.__module__.partition(".")[0])
+        if library is not None and hasattr(cls, "dtype"):
+            return library
+    return None
+
+
+_namespaces: dict[type, Any] = {}  # what namespace() has seen: one dict look-up per call, no import
+
+
+def namespace(*arrays: Array) -> Any:
+    """Return the array API namespace that the arrays share.
+
+    Raises
+    ------
+    TypeError
+        When they come from different libraries, or are no arrays.
+    """
+    xp = _namespaces.get(type(arrays[0])) or _learn(arrays[0])
+    for x in arrays[1:]:
+        if (_namespaces.get(type(x)) or _learn(x)) is not xp:
+            kinds = ", ".join(describe(a) for a in arrays)
+            raise TypeError(f"expected arrays of one kind; received {kinds}")
+    return xp
+
+
+def _learn(x: Any) -> Any:
+    xp = _namespaces[type(x)] = of(x).namespace
+    return xp
+
+
+def one_kind(where: str, **arrays: Array) -> Any:
+    """Return the namespace of a function's floating-point arguments, or say which of them does not fit.
+
+    The door of every public function: `where` is its name, the keywords are its arguments' names.
+
+    Raises
+    ------
+    TypeError
+        When they come from different libraries or devices, or hold no floating-point numbers.
+    """
+    values = tuple(arrays.values())
+    try:
+        xp = namespace(*values)
+        same = xp is _numpy() or len({of(x).device_id for x in values}) == 1
+    except TypeError:
+        same = False
+    if not same:
+        kinds = ", ".join(f"{name}: {describe(x)}" for name, x in arrays.items())
+        raise TypeError(f"{where}: expected {_listing(arrays)} of one kind; received {kinds}")
+    for name, x in arrays.items():
+        if not _is_floating(x.dtype):
+            raise TypeError(f"{where}: expected {name} of a floating-point dtype; received {dtype_name(x.dtype)}")
+    return xp
+
+
+def describe(x: Any) -> str:
+    """Say what `x` is, for an error message: ``cupy.ndarray (device 0)``."""
+    library = library_of(x)
+    if library is None or library == "numpy":
+        return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    return f"{_instance(library, '').package}.{type(x).__name__} (device {of(x).device_id or '0'})"
+
+
+def is_array(x: Any) -> bool:
+    return library_of(x) is not None
+
+
+@functools.cache
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype of any library: ``"float32"``."""
+    if isinstance(dtype, str):
+        return dtype
+    if isinstance(dtype, np.dtype) or dtype is float:
+        return np.dtype(dtype).name
+    return (getattr(dtype, "__name__", None) or str(dtype)).rpartition(".")[2]
+
+
+@functools.cache
+def _is_floating(dtype: Any) -> bool:
+    return dtype_name(dtype) in ("float64", "float32", "float16", "bfloat16")
+
+
+def is_integer(x: Array) -> bool:
+    return dtype_name(x.dtype).startswith(("int", "uint"))
+
+
+@functools.cache
+def _numpy() -> Any:
+    return _instance("numpy", "").namespace
+
+
+@functools.cache
+def _load_namespace(package: str) -> Any:
+    if package == "numpy" and hasattr(np, "astype"):  # from 2.1 on NumPy itself is the standard
+        return np
+    if package == "array_api_strict":
+        return importlib.import_module(package)
+    return importlib.import_module(f"array_api_compat.{package}")
+
+
+def _listing(names: Any) -> str:
+    *rest, last = names
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@functools.cache
+def _processor() -> str:
+    """The CPU's name and the number of cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            name = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), name)
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"

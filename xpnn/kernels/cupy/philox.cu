@@ -1,0 +1,43 @@
+// Philox 4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the bits of
+// numpy.random.Philox: block i of a draw is philox(counter + 1 + i), and each block gives four numbers.
+// The scalar body also compiles as plain C++, so that the arithmetic is tested without a device.
+
+typedef unsigned long long u64;
+
+#ifdef __CUDACC__
+#define XPNN_DEVICE __device__ __forceinline__
+XPNN_DEVICE u64 high_product(u64 a, u64 b) { return __umul64hi(a, b); }
+#else
+#define XPNN_DEVICE static inline
+XPNN_DEVICE u64 high_product(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
+#endif
+
+XPNN_DEVICE void philox_block(u64 key0, u64 key1, u64 counter, u64 out[4]) {
+    const u64 M0 = 0xD2E7470EE14C6C93ULL, M1 = 0xCA5A826395121157ULL;  // multipliers
+    const u64 W0 = 0x9E3779B97F4A7C15ULL, W1 = 0xBB67AE8584CAA73BULL;  // key increments
+    u64 c0 = counter, c1 = 0, c2 = 0, c3 = 0;
+    for (int round = 0; round < 10; ++round) {
+        const u64 high0 = high_product(M0, c0), low0 = M0 * c0;
+        const u64 high1 = high_product(M1, c2), low1 = M1 * c2;
+        c0 = high1 ^ c1 ^ key0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ key1;
+        c3 = low0;
+        key0 += W0;
+        key1 += W1;
+    }
+    out[0] = c0;
+    out[1] = c1;
+    out[2] = c2;
+    out[3] = c3;
+}
+
+#ifdef __CUDACC__
+extern "C" __global__ void philox(u64 seed, u64 stream, u64 counter, u64 n, u64* out) {
+    const u64 block = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (4 * block >= n) return;
+    u64 bits[4];
+    philox_block(seed, stream, counter + 1 + block, bits);
+    for (int i = 0; i < 4 && 4 * block + i < n; ++i) out[4 * block + i] = bits[i];
+}
+#endif

@@ -1,0 +1,43 @@
+"""Activations."""
+
+from xpnn.backend import Array, namespace, one_kind
+from xpnn.layers.layer import Cache, Layer
+
+
+def relu_forward(x: Array) -> tuple[Array, Cache]:
+    """The rectified linear unit: ``out = max(x, 0)``. NaN passes through.
+
+    Parameters
+    ----------
+    x : array of any shape
+
+    Returns
+    -------
+    out : array of x's shape
+    cache : object
+        For `relu_backward`.
+
+    Raises
+    ------
+    TypeError
+        When x holds no floating-point numbers.
+
+    Source: Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines", ICML 2010.
+    """
+    xp = one_kind("relu", x=x)
+    return xp.maximum(x, 0.0), x
+
+
+def relu_backward(dout: Array, cache: Cache) -> Array:
+    """Return ``dx = dout`` where x > 0, else 0: the gradient at exactly 0 is 0."""
+    return dout * namespace(dout).astype(cache > 0.0, dout.dtype)
+
+
+class ReLU(Layer):
+    """`relu_forward` as a layer."""
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return relu_forward(x)
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        return relu_backward(dout, cache), {}

@@ -1,0 +1,38 @@
+"""First values of parameters: functions of (generator, shape, dtype, backend)."""
+
+import math
+from typing import Any
+
+from xpnn.backend import Array, Backend, Shape
+from xpnn.layers.layer import Initializer
+from xpnn.random import Generator
+
+
+def constant(value: Any) -> Initializer:
+    """A number, or an array that broadcasts to the shape."""
+
+    def init(rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
+        return backend.zeros(shape, dtype) + backend.asarray(value, dtype)
+
+    return init
+
+
+zeros = constant(0.0)
+ones = constant(1.0)
+
+
+def normal(std: float) -> Initializer:
+    """N(0, std²), the course's ``weight_scale``."""
+
+    def init(rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
+        return rng.normal(shape, std=std, dtype=dtype, backend=backend)
+
+    return init
+
+
+def kaiming(rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
+    """N(0, 2 / fan_in) for weights of shape (fan_in, fan_out) before a ReLU.
+
+    Source: He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015.
+    """
+    return rng.normal(shape, std=math.sqrt(2.0 / shape[0]), dtype=dtype, backend=backend)

@@ -1,0 +1,88 @@
+"""What every layer is: a forward and a backward, named parameters, and an output shape known without running."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+from xpnn.backend import Array, Shape, namespace
+from xpnn.random import Generator
+
+Cache = Any  # what a forward pass keeps for its backward pass
+Initializer = Callable[..., Array]  # (generator, shape, dtype, backend) -> array
+
+
+class Spec(NamedTuple):
+    """A parameter, or a piece of state, before it exists."""
+
+    shape: Shape
+    init: Initializer
+    decay: bool = False  # whether the L2 penalty counts it
+
+
+class Layer:
+    """A function of one array with parameters, differentiated by hand.
+
+    A subclass gives `forward` and `backward`; where they differ from the default, `output_shape`, `param_specs`
+    and `state_specs`. A layer computes nothing until a `Model` has put arrays into `params` and `state`.
+
+    Attributes
+    ----------
+    name : str
+        The path within the net, such as ``"affine2"``; errors begin with it.
+    params : dict of str to array
+        Learned: views into the model's flat buffer.
+    state : dict of str to array
+        Not learned, but saved: running statistics.
+    rng : Generator or None
+        The layer's own stream, where `uses_rng`.
+    """
+
+    uses_rng: ClassVar[bool] = False
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.params: dict[str, Array] = {}
+        self.state: dict[str, Array] = {}
+        self.rng: Generator | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def has_params(self) -> bool:
+        return bool(self.params)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape of one output example, given that of one input example."""
+        return input_shape
+
+    def param_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        return {}
+
+    def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        return {}
+
+    def walk(self, input_shape: Shape) -> Iterator[tuple["Layer", Shape]]:
+        """Yield every layer that is no container, with the shape of its input."""
+        yield self, input_shape
+
+    def rename(self, path: str) -> None:
+        """Set the layer's name to its path within the net."""
+        self.name = path
+
+    def first_nonfinite(self, x: Array) -> tuple[str, Array]:
+        """Run forward; return the name of the layer where NaN or infinity first shows, "" for none, and the output."""
+        xp = namespace(x)
+        out, _ = self.forward(x, train=True)
+        finite = all(bool(xp.all(xp.isfinite(a))) for a in (*self.params.values(), out))
+        return ("" if finite else self.name), out
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        """Return the output for a batch, and what `backward` needs."""
+        raise NotImplementedError
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return the gradient of the loss by the input, and by each parameter.
+
+        Without `input_grad` the first may be None: nobody needs the gradient by the images.
+        """
+        raise NotImplementedError

@@ -1,0 +1,89 @@
+"""Layers one after the other."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from xpnn.backend import Array, Shape
+from xpnn.layers.layer import Cache, Layer
+
+
+class Sequential(Layer):
+    """A layer made of layers: each takes the output of the one before.
+
+    Layers without a name are called by their kind and number: ``affine1``, ``relu1``, ``affine2``. Parameters
+    are named by the path to them: ``affine1.W``, within a nested container ``block2.affine1.W``.
+
+    Parameters
+    ----------
+    *layers : Layer
+        At least one; each only once.
+
+    Raises
+    ------
+    ValueError
+        For a name that stands twice, or a name with a dot.
+    """
+
+    def __init__(self, *layers: Layer, name: str = "") -> None:
+        super().__init__(name)
+        self.layers: dict[str, Layer] = {}
+        count: Counter[str] = Counter()
+        for layer in layers:
+            kind = type(layer).__name__.lower()
+            count[kind] += 1
+            key = layer.name or f"{kind}{count[kind]}"
+            if key in self.layers or "." in key:
+                raise ValueError(f"sequential: expected distinct names without dots; received {key!r}")
+            self.layers[key] = layer
+        if not layers:
+            raise ValueError("sequential: expected at least one layer; received none")
+        self.rename(name)
+
+    def __repr__(self) -> str:
+        return f"Sequential({', '.join(self.layers)})"
+
+    def rename(self, path: str) -> None:
+        super().rename(path)
+        for key, layer in self.layers.items():
+            layer.rename(f"{path}.{key}" if path else key)
+
+    @property
+    def has_params(self) -> bool:
+        return any(layer.has_params for layer in self.layers.values())
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        for layer in self.layers.values():
+            input_shape = layer.output_shape(input_shape)
+        return input_shape
+
+    def walk(self, input_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
+        for layer in self.layers.values():
+            yield from layer.walk(input_shape)
+            input_shape = layer.output_shape(input_shape)
+
+    def first_nonfinite(self, x: Array) -> tuple[str, Array]:
+        for layer in self.layers.values():
+            name, x = layer.first_nonfinite(x)
+            if name:
+                return name, x
+        return "", x
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        caches = []
+        for layer in self.layers.values():
+            x, cache = layer.forward(x, train)
+            caches.append(cache)
+        return x, caches
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        grads: dict[str, Array] = {}
+        dx: Array | None = dout
+        steps = list(zip(self.layers.items(), cache, strict=True))
+        # Without input_grad nothing below the first layer with parameters is needed, nor that layer's own dx.
+        first = 0 if input_grad else next((i for i, ((_, l), _) in enumerate(steps) if l.has_params), len(steps))
+        for i in reversed(range(first, len(steps))):
+            (key, layer), layer_cache = steps[i]
+            dx, layer_grads = layer.backward(dx, layer_cache, input_grad or i > first)
+            for name, grad in layer_grads.items():
+                grads[f"{key}.{name}"] = grad
+        return (dx if input_grad else None), grads

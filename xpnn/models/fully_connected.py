@@ -1,0 +1,115 @@
+"""The course's fully connected nets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import re
+
+from xpnn.backend import Array, Backend
+from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Standardize
+from xpnn.layers.initializers import normal
+from xpnn.models.model import Model
+from xpnn.random import Generator
+
+
+class CourseModel(Model):
+    """A model whose parameters have the course's names: ``affine2.W`` is ``W2``, ``batchnorm1.gamma`` is ``gamma1``."""
+
+    def param_name(self, path: str) -> str:
+        layer, _, param = path.rpartition(".")
+        return param + re.sub(r"^\D*", "", layer)
+
+
+class FullyConnectedNet(CourseModel):
+    """{affine - [batch norm] - relu - [dropout]} x (L - 1) - affine - softmax.
+
+    Parameters
+    ----------
+    hidden_dims : sequence of int
+        The size of each hidden layer.
+    input_dim, num_classes : int
+    dropout : float
+        The probability to drop; 0 for no dropout.
+    use_batchnorm : bool
+    reg : float
+        The strength of the L2 penalty on W1, W2, ...
+    weight_scale : float or None
+        The standard deviation of the first weights; None for Kaiming's, which fits any width.
+    dtype : str or dtype
+    seed : int, optional
+        The course's: every dropout layer draws the same mask at each call, so that gradients can be checked.
+        It also gives the first weights, unless `rng` does.
+    backend, rng
+        As for `Model`.
+    standardize : (mean, std), optional
+        Arrays or numbers for a first layer ``(x - mean) / std``, so that the net takes raw images.
+
+    Attributes
+    ----------
+    params : Parameters
+        W1, b1, [gamma1, beta1], W2, ...
+    bn_params : list of dict
+        The dict of each batch norm layer, with its running statistics.
+    dropout_param : dict
+        What all dropout layers share.
+
+    Source: UCLA ECE C147, homework 4.
+    """
+
+    def __init__(
+        self,
+        hidden_dims: Sequence[int],
+        input_dim: int = 3 * 32 * 32,
+        num_classes: int = 10,
+        dropout: float = 0,
+        use_batchnorm: bool = False,
+        reg: float = 0.0,
+        weight_scale: float | None = 1e-2,
+        dtype: Any = "float32",
+        seed: int | None = None,
+        *,
+        backend: str | Backend | None = None,
+        rng: Generator | int | None = None,
+        standardize: tuple[Array | float, Array | float] | None = None,
+    ) -> None:
+        self.use_batchnorm = use_batchnorm
+        self.use_dropout = dropout > 0
+        self.num_layers = len(hidden_dims) + 1
+        self.dropout_param: dict[str, Any] = {"mode": "train", "p": float(dropout)} if self.use_dropout else {}
+        if self.use_dropout and seed is not None:
+            self.dropout_param["seed"] = seed
+        kwargs = {} if weight_scale is None else {"init": normal(float(weight_scale))}
+        layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
+        for units in hidden_dims:
+            layers.append(Affine(units, **kwargs))
+            if use_batchnorm:
+                layers.append(BatchNorm())
+            layers.append(ReLU())
+            if self.use_dropout:
+                layers.append(Dropout(dropout_param=self.dropout_param))
+        layers.append(Affine(num_classes, **kwargs))
+        self.bn_params = [layer.bn_param for layer in layers if isinstance(layer, BatchNorm)]
+        rng = seed if rng is None else rng
+        super().__init__(Sequential(*layers), (input_dim,), reg=reg, dtype=dtype, backend=backend, rng=rng)
+
+
+class TwoLayerNet(FullyConnectedNet):
+    """affine - relu - [dropout] - affine - softmax, with parameters W1, b1, W2 and b2.
+
+    As the course's first net it is float64 by default and `hidden_dims` is one number.
+    """
+
+    def __init__(
+        self,
+        input_dim: int = 3 * 32 * 32,
+        hidden_dims: int = 100,
+        num_classes: int = 10,
+        dropout: float = 0,
+        weight_scale: float | None = 1e-3,
+        reg: float = 0.0,
+        dtype: Any = "float64",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            [hidden_dims], input_dim, num_classes, dropout, False, reg, weight_scale, dtype, **kwargs
+        )

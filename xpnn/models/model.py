@@ -1,0 +1,226 @@
+"""A net, its parameters in one buffer, and a loss: what the Solver trains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import math
+
+from xpnn import backend as backends
+from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array
+from xpnn.errors import CheckpointError
+from xpnn.layers import Layer, softmax_loss
+from xpnn.parameters import Parameters
+from xpnn.random import DROPOUT, Generator, as_generator
+
+Loss = Callable[[Array, Array], tuple[Array, Array]]
+
+
+class Model:
+    """A net of layers with a loss and an L2 penalty.
+
+    Parameters
+    ----------
+    net : Layer
+        Usually a `Sequential`.
+    input_shape : tuple of int
+        The shape of one example, without the batch.
+    loss : callable
+        ``loss(scores, y) -> (loss, dscores)``.
+    reg : float
+        The loss gains ``0.5 reg sum(W²)`` over the weight matrices and filters, not over biases or scales.
+    dtype : str or dtype
+        Of parameters, state and gradients; inputs are cast to it.
+    backend : str or Backend, optional
+        Where the model lives; ``XPNN_BACKEND`` or NumPy by default.
+    rng : Generator or int, optional
+        For the first weights and the dropout masks; each dropout layer has its own stream of the same seed.
+
+    Attributes
+    ----------
+    params : Parameters
+        A dict of views into one buffer.
+    state : dict of str to array
+        What is saved but not learned, such as running statistics.
+
+    Raises
+    ------
+    ValueError
+        When a layer does not take the shape that reaches it; the message names the layer.
+    """
+
+    def __init__(
+        self,
+        net: Layer,
+        input_shape: Shape,
+        *,
+        loss: Loss = softmax_loss,
+        reg: float = 0.0,
+        dtype: Any = "float32",
+        backend: str | Backend | None = None,
+        rng: Generator | int | None = None,
+    ) -> None:
+        self.net = net
+        self.input_shape = tuple(input_shape)
+        self.loss_function = loss
+        self.reg = float(reg)
+        self.backend = backends.get(backend).require()
+        self.output_shape = net.output_shape(self.input_shape)
+        self._build(dtype_name(dtype), as_generator(rng))
+
+    def _build(self, dtype: str, rng: Generator) -> None:
+        leaves = list(self.net.walk(self.input_shape))
+        self._layers = [layer for layer, _ in leaves]
+        if len(set(map(id, self._layers))) < len(self._layers):
+            raise ValueError("model: expected each layer object once; received one that stands twice in the net")
+        specs = {_path(layer, p): spec for layer, shape in leaves for p, spec in layer.param_specs(shape).items()}
+        self._names = {path: self.param_name(path) for path in specs}
+        self._decayed = [self._names[path] for path, spec in specs.items() if spec.decay]
+        self._params = Parameters({self._names[path]: s.shape for path, s in specs.items()}, self.backend, dtype)
+        for path, spec in specs.items():
+            self._params[self._names[path]] = spec.init(rng, spec.shape, dtype, self.backend)
+        for i, (layer, shape) in enumerate(leaves):
+            for key, spec in layer.state_specs(shape).items():
+                layer.state[key] = spec.init(rng, spec.shape, dtype, self.backend)
+            if layer.uses_rng:
+                layer.rng = rng.spawn(DROPOUT + i)
+        self._state_paths = {_path(layer, k): (layer, k) for layer, s in leaves for k in layer.state_specs(s)}
+        self._bind()
+
+    def _bind(self) -> None:
+        """Hand every layer the views of its parameters."""
+        for layer in self._layers:
+            layer.params = {}
+        owners = {layer.name: layer for layer in self._layers}
+        for path, name in self._names.items():
+            owner, _, param = path.rpartition(".")
+            owners[owner].params[param] = self._params[name]
+
+    def param_name(self, path: str) -> str:
+        """Return the public name of the parameter at `path`; models of the course name them otherwise."""
+        return path
+
+    @property
+    def params(self) -> Parameters:
+        return self._params
+
+    @params.setter
+    def params(self, values: Mapping[str, Array]) -> None:
+        self._params.update(values)
+
+    @property
+    def state(self) -> dict[str, Array]:
+        return {path: layer.state[key] for path, (layer, key) in self._state_paths.items()}
+
+    @property
+    def dtype(self) -> Any:
+        return self._params.flat.dtype
+
+    def __repr__(self) -> str:
+        size = self._params.flat.shape[0]
+        return f"<{type(self).__name__} {self.input_shape} -> {self.output_shape}, {size:,} parameters, {self.backend}>"
+
+    def loss(
+        self, X: Array, y: Array | None = None, grads: Parameters | None = None
+    ) -> Array | tuple[Array, Parameters]:
+        """Return the scores of a batch; given labels, the loss and its gradients.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            Examples of `input_shape`, of any numeric dtype; cast to the model's.
+        y : array (N,) of integers, optional
+            Labels. With them the net runs in train mode, without in test mode.
+        grads : Parameters, optional
+            A buffer to write the gradients into, for a loop that needs no new one each step.
+
+        Returns
+        -------
+        scores : array (N, C), or (loss, grads) : array () and a dict of gradients with the keys of `params`
+        """
+        x = self._enter(X)
+        if y is None:
+            return self.net.forward(x, train=False)[0]
+        scores, cache = self.net.forward(x, train=True)
+        loss, dscores = self.loss_function(scores, y)
+        _, by_path = self.net.backward(dscores, cache, input_grad=False)
+        grads = self._params.like() if grads is None else grads
+        for path, grad in by_path.items():
+            grads[self._names[path]][...] = grad
+        if self.reg:
+            xp = self.backend.namespace
+            for name in self._decayed:
+                w, dw = self._params[name], grads[name]
+                loss = loss + 0.5 * self.reg * xp.sum(w * w)
+                dw += self.reg * w
+        return loss, grads
+
+    def _enter(self, X: Array) -> Array:
+        """Check a batch at the model's door, flatten it where the net takes vectors, cast it."""
+        if not is_array(X) or backends.namespace(X) is not self.backend.namespace:
+            raise TypeError(f"model: expected X of backend {self.backend}; received {describe(X)}")
+        xp = self.backend.namespace
+        if tuple(X.shape[1:]) != self.input_shape:
+            if X.ndim < 1 or len(self.input_shape) != 1 or math.prod(X.shape[1:]) != self.input_shape[0]:
+                expected = ", ".join(map(str, ("N", *self.input_shape)))
+                raise ValueError(f"model: expected X of shape ({expected}); received {tuple(X.shape)}")
+            X = xp.reshape(X, (X.shape[0], *self.input_shape))
+        return xp.astype(X, self.dtype, copy=False)
+
+    def predict(self, X: Array, batch_size: int = 1000) -> Array:
+        """Return the label with the highest score for each example."""
+        xp = self.backend.namespace
+        starts = range(0, X.shape[0], batch_size)
+        return xp.concat([xp.argmax(self.loss(X[i : i + batch_size, ...]), axis=1) for i in starts])
+
+    def to(self, backend: str | Backend) -> "Model":
+        """Move parameters and state to another backend; returns the model."""
+        self.backend = backends.get(backend).require()
+        self._params = self._params.to(self.backend)
+        for layer, key in self._state_paths.values():
+            layer.state[key] = self.backend.asarray(layer.state[key])
+        self._bind()
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return parameters and state by name."""
+        return {**self._params, **self.state}
+
+    def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
+        """Set parameters and state from arrays of any backend.
+
+        Raises
+        ------
+        CheckpointError
+            When a name is missing or not known, or a shape differs; the model is then unchanged.
+        """
+        own = self.state_dict()
+        if missing := own.keys() - arrays.keys():
+            raise CheckpointError(f"expected {', '.join(sorted(missing))}, which the checkpoint does not have")
+        if unknown := arrays.keys() - own.keys():
+            raise CheckpointError(f"received {', '.join(sorted(unknown))}, which the model does not have")
+        for name, array in arrays.items():
+            if tuple(array.shape) != tuple(own[name].shape):
+                expected, received = tuple(own[name].shape), tuple(array.shape)
+                raise CheckpointError(f"{name}: expected shape {expected}; received {received}")
+        self._params.update((name, arrays[name]) for name in self._params)
+        for path, (layer, key) in self._state_paths.items():
+            layer.state[key] = self.backend.asarray(arrays[path], dtype=self.dtype)
+
+    @property
+    def rng_state(self) -> dict[str, tuple[int, int, int]]:
+        """The state of every layer's generator, by layer name; may be set."""
+        return {layer.name: layer.rng.state for layer in self._layers if layer.rng is not None}
+
+    @rng_state.setter
+    def rng_state(self, state: Mapping[str, tuple[int, int, int]]) -> None:
+        for layer in self._layers:
+            if layer.rng is not None:
+                layer.rng.state = state[layer.name]
+
+    def first_nonfinite(self, X: Array) -> str:
+        """Return the name of the layer where NaN or infinity first shows for this batch; "" for none."""
+        return self.net.first_nonfinite(self._enter(X))[0]
+
+
+def _path(layer: Layer, key: str) -> str:
+    return f"{layer.name}.{key}" if layer.name else key

@@ -1,0 +1,417 @@
+"""The training loop."""
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from xpnn import backend as backends
+from xpnn.backend import Array
+from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
+from xpnn.errors import CheckpointError, SettingError
+from xpnn.models import Model
+from xpnn.optim import Optimizer, schedules
+from xpnn.parameters import Parameters
+from xpnn.random import BATCHES, EVALUATION, as_generator
+from xpnn.training import checkpoint
+from xpnn.training.callbacks import Callback, Metrics
+
+
+class Solver:
+    """Trains a model: batches, updates, accuracy checks, the best weights kept.
+
+    Parameters
+    ----------
+    model : Model, or any object with a dict `params` and ``loss(X, y=None)`` as `Model.loss`
+    data : dict
+        ``X_train, y_train, X_val, y_val``: arrays of any kind; they are moved to the model's backend once.
+    update_rule : str or callable
+        A name from `xpnn.optim.RULES` or a function ``rule(w, dw, config)``.
+    optim_config : dict
+        The rule's settings, such as ``{"learning_rate": 1e-3}``.
+    lr_decay : float
+        The learning rate is multiplied by it after every epoch.
+    schedule : str or callable
+        A further factor of the learning rate: a function of progress from 0 to 1, or its name.
+    batch_size, num_epochs : int
+    sampling : str
+        ``"replacement"``, the course's, or ``"shuffle"``: every example at most once an epoch.
+    num_train_samples, num_val_samples : int or None
+        How many examples, drawn at random, an accuracy check looks at; None for all.
+    checkpoint_name : str, optional
+        After each epoch a checkpoint ``{checkpoint_name}_epoch_{epoch}.safetensors`` is written.
+    callbacks : sequence of Callback
+    seed : int, optional
+        For the batches and the samples of accuracy checks.
+    print_every : int
+        A line with the loss after so many iterations.
+    verbose : bool
+
+    Attributes
+    ----------
+    loss_history : list of float
+        The loss of every iteration.
+    train_acc_history, val_acc_history : list of float
+        The accuracy after the first iteration and after every epoch.
+    best_val_acc : float
+    best_params : dict of str to array
+        The parameters that reached it; put back into the model at the end.
+    epoch, iteration : int
+        How many are complete.
+    stop_reason : str
+        Why training ended early; empty if it did not.
+    diverged : bool
+        Whether a loss was NaN or infinite.
+    seconds : float
+        Time spent in `train`.
+
+    Raises
+    ------
+    SettingError (a ValueError)
+        For an unknown setting or an impossible value.
+
+    Source: UCLA ECE C147, homework 4; built on Stanford CS231n, assignment 2.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Mapping[str, Array],
+        *,
+        update_rule: str | Callable[..., Any] = "sgd",
+        optim_config: Mapping[str, Any] | None = None,
+        lr_decay: float = 1.0,
+        schedule: str | schedules.Schedule = "constant",
+        batch_size: int = 100,
+        num_epochs: int = 10,
+        sampling: str = "replacement",
+        num_train_samples: int | None = 1000,
+        num_val_samples: int | None = None,
+        checkpoint_name: str | None = None,
+        callbacks: Sequence[Callback] = (),
+        seed: int | None = None,
+        print_every: int = 10,
+        verbose: bool = True,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise SettingError(f"Solver: received unknown settings {', '.join(map(repr, unknown))}")
+        for name, value in (("batch_size", batch_size), ("num_epochs", num_epochs), ("print_every", print_every)):
+            if value != int(value) or value < 1:
+                raise SettingError(f"Solver: expected {name} to be a whole number of at least 1; received {value!r}")
+        if sampling not in SAMPLINGS:
+            raise SettingError(f"Solver: expected sampling to be one of {', '.join(SAMPLINGS)}; received {sampling!r}")
+        self.model = model
+        self.backend = model.backend if isinstance(model, Model) else _backend_of(model)
+        self.X_train, self.y_train = self._take_data(data, "train")
+        self.X_val, self.y_val = self._take_data(data, "val")
+        self.batch_size, self.num_epochs, self.sampling = int(batch_size), int(num_epochs), sampling
+        self.lr_decay, self.schedule = float(lr_decay), schedules.get(schedule)
+        self.num_train_samples, self.num_val_samples = num_train_samples, num_val_samples
+        self.checkpoint_name, self.callbacks = checkpoint_name, list(callbacks)
+        self.print_every, self.verbose = print_every, verbose
+
+        self.optimizer = Optimizer(model.params, update_rule, **(optim_config or {}))
+        self._base_rate = self.optimizer.learning_rate
+        self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
+        generator = as_generator(seed)
+        self._batches, self._evaluation = generator.spawn(BATCHES), generator.spawn(EVALUATION)
+        self.iterations_per_epoch = batches_per_epoch(self.X_train.shape[0], self.batch_size)
+        self.total_epochs = self.num_epochs
+
+        self.epoch = self.iteration = 0
+        self.seconds = 0.0
+        self.stop_reason = ""
+        self.diverged = False
+        self.train_acc_history: list[float] = []
+        self.val_acc_history: list[float] = []
+        self.best_val_acc = 0.0
+        self.best_params: Any = {}
+        self._best_state: dict[str, Array] = {}
+        self._losses: list[float] = []
+        self._unread: list[Array] = []  # losses still on the device
+        self._order: Array | None = None
+        self._order_state = self._batches.state
+
+    def _take_data(self, data: Mapping[str, Array], split: str) -> tuple[Array, Array]:
+        for key in (f"X_{split}", f"y_{split}"):
+            if key not in data:
+                raise SettingError(f"Solver: expected data to have {key}; received {', '.join(data) or 'nothing'}")
+        X, y = (self.backend.asarray(data[f"{kind}_{split}"]) for kind in "Xy")
+        if X.shape[0] == 0 or y.shape != X.shape[:1]:
+            shapes = f"{tuple(X.shape)} and {tuple(y.shape)}"
+            raise SettingError(f"Solver: expected X_{split} (N, ...) and y_{split} (N,), N > 0; received {shapes}")
+        if not backends.is_integer(y):
+            raise SettingError(f"Solver: expected integer labels y_{split}; received {backends.dtype_name(y.dtype)}")
+        low, high = int(self.backend.namespace.min(y)), int(self.backend.namespace.max(y))
+        classes = self.model.output_shape[0] if isinstance(self.model, Model) else high + 1
+        if low < 0 or high >= classes:
+            expected, received = f"from 0 to {classes - 1}", low if low < 0 else high
+            raise SettingError(f"Solver: expected labels y_{split} {expected}; received {received}")
+        return X, y
+
+    @property
+    def num_iterations(self) -> int:
+        return self.total_epochs * self.iterations_per_epoch
+
+    @property
+    def loss_history(self) -> list[float]:
+        self._read_losses()
+        return self._losses
+
+    @property
+    def optim_configs(self) -> dict[str, dict[str, Any]]:
+        """The update rule's settings and state for each parameter, to read."""
+        return self.optimizer.configs()
+
+    def stop(self, reason: str) -> None:
+        """End the training after the current iteration."""
+        self.stop_reason = self.stop_reason or reason
+
+    def train(self) -> None:
+        """Train up to `num_epochs`; once these are done, for `num_epochs` more.
+
+        Ctrl-C ends the training after the current iteration, as the end would: the best weights are put back
+        and callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning.
+        """
+        if self.epoch >= self.total_epochs:
+            self.total_epochs += self.num_epochs
+        self.stop_reason, self.diverged = "", False
+        started = time.perf_counter() - self.seconds
+        self._set_learning_rate()
+        with _deferred_interrupt(self.stop):
+            self._notify("on_train_start")
+            while self.iteration < self.num_iterations and not self.stop_reason:
+                rate = self.optimizer.learning_rate
+                self._step()
+                epoch_ends = self.iteration % self.iterations_per_epoch == 0
+                self.epoch += epoch_ends
+                self._set_learning_rate()
+                if self.verbose and (self.iteration - 1) % self.print_every == 0:
+                    progress = f"{self.iteration} / {self.num_iterations}"
+                    print(f"(Iteration {progress}) loss: {self.loss_history[-1]:f}")
+                self.seconds = time.perf_counter() - started
+                self._notify("on_iteration")
+                if self.iteration == 1:
+                    self._check(0, rate)
+                if epoch_ends and not self.diverged:
+                    self._check(self.epoch, rate)
+                self.seconds = time.perf_counter() - started
+            self._read_losses()
+            self._notify("on_train_end")
+        self._restore_best()
+        if self.stop_reason and self.verbose:
+            print(f"Stopped at iteration {self.iteration} / {self.num_iterations}: {self.stop_reason}")
+
+    def _step(self) -> None:
+        """One batch: gather, loss and gradients, update."""
+        xp = self.backend.namespace
+        row = self.iteration % self.iterations_per_epoch
+        if row == 0 or self._order is None:
+            self._order_state = self._batches.state
+            size = self.X_train.shape[0], self.batch_size
+            self._order = epoch_order(*size, self.sampling, self._batches, self.backend)
+        indices = self._order[row, ...]
+        self._batch = xp.take(self.X_train, indices, axis=0)
+        loss, grads = self.model.loss(self._batch, xp.take(self.y_train, indices, axis=0), **self._gradients)
+        self._unread.append(loss)
+        if not self.backend.asynchronous:
+            self._read_losses()
+        if not self.diverged:  # never step along a gradient that is no number
+            self.optimizer.step(grads)
+        self.iteration += 1
+
+    def _set_learning_rate(self) -> None:
+        if self._base_rate is not None:
+            factor = self.schedule(self.iteration / self.num_iterations)
+            self.optimizer.learning_rate = self._base_rate * self.lr_decay**self.epoch * factor
+
+    def _read_losses(self) -> None:
+        """Fetch the losses that are still on the device; stop at one that is no number."""
+        if not self._unread:
+            return
+        if len(self._unread) == 1:
+            values = [float(self._unread[0])]
+        else:
+            values = self.backend.to_numpy(self.backend.namespace.stack(self._unread)).tolist()
+        self._unread = []
+        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        if bad is not None and not self.diverged:
+            self.diverged = True
+            layer = self.model.first_nonfinite(self._batch) if isinstance(self.model, Model) else ""
+            where = f", first in layer {layer}" if layer else ""
+            iteration = len(self._losses) + bad + 1
+            self.stop(f"the loss is {values[bad]} at iteration {iteration}{where}")
+            warnings.warn(f"Solver: {self.stop_reason}; training stopped", RuntimeWarning, stacklevel=3)
+        self._losses.extend(values)
+
+    def _check(self, epoch: int, rate: float | None) -> None:
+        """Measure the accuracies, keep the parameters if they are the best so far, tell the callbacks."""
+        self.train_acc_history.append(self.check_accuracy(self.X_train, self.y_train, self.num_train_samples))
+        self.val_acc_history.append(self.check_accuracy(self.X_val, self.y_val, self.num_val_samples))
+        train_acc, val_acc = self.train_acc_history[-1], self.val_acc_history[-1]
+        if self.verbose:
+            print(f"(Epoch {epoch} / {self.total_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
+        if not self.best_params or val_acc > self.best_val_acc:
+            self.best_val_acc = val_acc
+            self.best_params = _copy(self.model.params)
+            self._best_state = _copy(self.model.state) if isinstance(self.model, Model) else {}
+        if epoch > 0 and self.checkpoint_name is not None:
+            self.save(f"{self.checkpoint_name}_epoch_{epoch}.safetensors")
+        losses = self.loss_history[-self.iterations_per_epoch :]
+        metrics: Metrics = {
+            "epoch": epoch,
+            "iteration": self.iteration,
+            "loss": sum(losses) / len(losses),
+            "train_acc": train_acc,
+            "val_acc": val_acc,
+            "learning_rate": rate,
+            "seconds": round(self.seconds, 3),
+        }
+        self._notify("on_epoch", metrics)
+
+    def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
+        """Return the fraction of examples whose highest score is at their label.
+
+        Parameters
+        ----------
+        X, y : array (N, ...), array (N,)
+        num_samples : int, optional
+            Look at so many, drawn at random with replacement, if there are more.
+        batch_size : int
+            How many go through the model at a time.
+        """
+        xp = self.backend.namespace
+        X, y = self.backend.asarray(X), self.backend.asarray(y)
+        if num_samples is not None and X.shape[0] > num_samples:
+            indices = self._evaluation.integers(0, X.shape[0], num_samples, self.backend)
+            X, y = xp.take(X, indices, axis=0), xp.take(y, indices, axis=0)
+        correct = xp.asarray(0, device=self.backend.device)
+        for i in range(0, X.shape[0], batch_size):
+            scores = self.model.loss(X[i : i + batch_size, ...])
+            hits = xp.argmax(scores, axis=1) == y[i : i + batch_size]
+            correct = correct + xp.count_nonzero(hits)
+        return float(correct) / X.shape[0]
+
+    def _restore_best(self) -> None:
+        if self.best_params:
+            self.model.params = _copy(self.best_params)
+        if self._best_state:
+            self.model.load_state_dict(self.best_arrays())
+
+    def _notify(self, event: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *args)
+
+    def best_arrays(self) -> dict[str, Array]:
+        """Return the parameters and the state that reached the best validation accuracy."""
+        return {**self.best_params, **self._best_state}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that training on needs to a checkpoint."""
+        groups = self.optimizer.groups
+        arrays = {
+            **checkpoint.prefixed("model", self._model_arrays()),
+            **checkpoint.prefixed("best", self.best_arrays()),
+            **{f"optimizer/{g}/{k}": v for g, c in groups.items() for k, v in c.items() if backends.is_array(v)},
+        }
+        scalars = {g: {k: v for k, v in c.items() if not backends.is_array(v)} for g, c in groups.items()}
+        meta = {
+            **{name: getattr(self, name) for name in self._HISTORY},
+            "loss_history": self.loss_history,
+            "order_state": self._order_state if self.iteration % self.iterations_per_epoch else self._batches.state,
+            "evaluation_state": self._evaluation.state,
+            "model_rng": self.model.rng_state if isinstance(self.model, Model) else {},
+            "optimizer": scalars,
+            "task": self._task(),
+        }
+        checkpoint.save(path, arrays, meta)
+
+    _HISTORY = ("epoch", "iteration", "seconds", "train_acc_history", "val_acc_history", "best_val_acc")
+
+    def _task(self) -> dict[str, Any]:
+        """What must be the same when training goes on, so that it goes on as if never interrupted."""
+        rule = self.optimizer.rule.__name__
+        return {
+            "num_train": self.X_train.shape[0],
+            "batch_size": self.batch_size,
+            "sampling": self.sampling,
+            "update_rule": rule,
+        }
+
+    def _model_arrays(self) -> dict[str, Array]:
+        return self.model.state_dict() if isinstance(self.model, Model) else dict(self.model.params)
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Take up training where a checkpoint of `save` left it; `train` then goes on to `num_epochs`.
+
+        The result is the same as if training had never stopped, on another backend to rounding.
+
+        Raises
+        ------
+        CheckpointError
+            When the file is damaged, or comes from another model, rule, batch size or number of examples.
+        """
+        arrays, meta = checkpoint.load(path)
+        if "task" not in meta:
+            raise CheckpointError(f"{path}: expected a checkpoint to train on from; it holds weights alone")
+        for key, expected in self._task().items():
+            if meta["task"].get(key) != expected:
+                raise CheckpointError(f"{path}: expected {key} {expected!r}; received {meta['task'].get(key)!r}")
+        try:
+            self._load_model(checkpoint.section("model", arrays))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        for name in self._HISTORY:
+            setattr(self, name, meta[name])
+        self._losses, self._unread, self._order = list(meta["loss_history"]), [], None
+        self._batches.state, self._evaluation.state = meta["order_state"], meta["evaluation_state"]
+        if isinstance(self.model, Model):
+            self.model.rng_state = meta["model_rng"]
+        for group, config in self.optimizer.groups.items():
+            config.update(meta["optimizer"][group])
+            saved = checkpoint.section(f"optimizer/{group}", arrays)
+            config.update((key, self.backend.asarray(array)) for key, array in saved.items())
+        best = {name: self.backend.asarray(a) for name, a in checkpoint.section("best", arrays).items()}
+        self.best_params = {name: a for name, a in best.items() if name in self.model.params}
+        self._best_state = {name: a for name, a in best.items() if name not in self.model.params}
+
+    def _load_model(self, arrays: Mapping[str, Array]) -> None:
+        if isinstance(self.model, Model):
+            self.model.load_state_dict(arrays)
+        else:
+            self.model.params.update((name, self.backend.asarray(array)) for name, array in arrays.items())
+
+
+def _backend_of(model: Any) -> backends.Backend:
+    return backends.of(next(iter(model.params.values())))
+
+
+def _copy(arrays: Mapping[str, Array]) -> Any:
+    if isinstance(arrays, Parameters):
+        return arrays.copy()
+    return {name: backends.namespace(a).asarray(a, copy=True) for name, a in arrays.items()}
+
+
+@contextlib.contextmanager
+def _deferred_interrupt(stop: Callable[[str], None]) -> Iterator[None]:
+    """Let the first Ctrl-C call `stop`, so that no iteration is cut in half; the second interrupts as ever."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        stop("interrupted")
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
