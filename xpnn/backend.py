@@ -63,7 +63,10 @@ class Backend:
         except ModuleNotFoundError:
             return f"{self.package} is not installed", f"pip install {self.pip}"
         except Exception as error:  # a broken installation may raise anything
-            return f"{self.package} does not import: {_first_line(error)}", f"pip install --force-reinstall {self.pip}"
+            return (
+                f"{self.package} does not import: {_first_line(error)}",
+                f"pip install --force-reinstall {self.pip}",
+            )
         return self._diagnose_device()
 
     def _diagnose_device(self) -> tuple[str, str]:
@@ -309,7 +312,7 @@ def library_of(x: Any) -> str | None:
 
 
 @functools.cache
-def _library_of_type(cls: type) -> str | None:
+def _library_of_type(cls: Any) -> str | None:
     for base in cls.__mro__:
         library = _LIBRARIES.get(base.__module__.partition(".")[0])
         if library is not None and hasattr(cls, "dtype"):
@@ -361,7 +364,7 @@ def one_kind(where: str, **arrays: Array) -> Any:
         kinds = ", ".join(f"{name}: {describe(x)}" for name, x in arrays.items())
         raise TypeError(f"{where}: expected {_listing(arrays)} of one kind; received {kinds}")
     for name, x in arrays.items():
-        if not _is_floating(x.dtype):
+        if not is_floating(x):
             raise TypeError(f"{where}: expected {name} of a floating-point dtype; received {dtype_name(x.dtype)}")
     return xp
 
@@ -378,9 +381,13 @@ def is_array(x: Any) -> bool:
     return library_of(x) is not None
 
 
-@functools.cache
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype of any library: ``"float32"``."""
+    return _dtype_name(type(dtype), dtype)
+
+
+@functools.cache
+def _dtype_name(kind: type, dtype: Any) -> str:  # the kind keeps dtypes of two libraries from being compared
     if isinstance(dtype, str):
         return dtype
     if isinstance(dtype, np.dtype) or dtype is float:
@@ -388,9 +395,8 @@ def dtype_name(dtype: Any) -> str:
     return (getattr(dtype, "__name__", None) or str(dtype)).rpartition(".")[2]
 
 
-@functools.cache
-def _is_floating(dtype: Any) -> bool:
-    return dtype_name(dtype) in ("float64", "float32", "float16", "bfloat16")
+def is_floating(x: Array) -> bool:
+    return dtype_name(x.dtype) in ("float64", "float32", "float16", "bfloat16")
 
 
 def is_integer(x: Array) -> bool:

@@ -102,9 +102,7 @@ class Generator:
         z = xp.concat([radius * xp.cos(angle), radius * xp.sin(angle)])[:n]
         return self._deliver((z * std + mean).astype(dtype_name(dtype)), shape, target)
 
-    def integers(
-        self, low: int, high: int, shape: int | Shape = (), backend: str | Backend | None = None
-    ) -> Array:
+    def integers(self, low: int, high: int, shape: int | Shape = (), backend: str | Backend | None = None) -> Array:
         """Draw int64 from {low, ..., high - 1}."""
         if not 0 < high - low < 2**53:
             raise SettingError(f"random.integers: expected low < high < low + 2**53; received {low} and {high}")
@@ -161,7 +159,8 @@ def as_generator(rng: "Generator | int | None", stream: int = WEIGHTS) -> Genera
     """
     if isinstance(rng, Generator):
         return rng
-    return Generator(int(np.random.randint(2**31 - 1)) if rng is None else rng, stream)
+    seed = int(np.random.randint(2**31 - 1)) if rng is None else rng  # noqa: NPY002 (the global state is meant)
+    return Generator(seed, stream)
 
 
 def _shape(shape: int | Shape) -> Shape:

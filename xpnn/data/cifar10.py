@@ -123,6 +123,9 @@ def download_cifar10(root: Root = None, progressbar: bool = True) -> Path:
         try:
             return Path(pooch.retrieve(URL, HASH, fname=_ARCHIVE, path=folder, downloader=downloader))
         except (OSError, ValueError) as error:
+            response = getattr(error, "response", None)
+            if response is not None:  # pooch leaves it open
+                response.close()
             raise DataError(f"CIFAR-10: cannot download {URL} to {folder}: {_one_line(error)}") from None
 
 
@@ -151,9 +154,7 @@ def read_cifar10(root: Root = None, rows: int = _ROWS) -> Cifar10:
     suffix = "" if any(batch in files for batch in _BATCHES) else ".bin"
     for batch in _BATCHES:
         if batch + suffix not in files:
-            raise DataError(
-                f"{source}: expected the file {batch + suffix}; received {', '.join(files) or 'none'}"
-            )
+            raise DataError(f"{source}: expected the file {batch + suffix}; received {', '.join(files) or 'none'}")
     if _META in files:
         rows = _rows_of_meta(files[_META], source / _META)
 
@@ -195,9 +196,7 @@ def load_cifar10(root: Root = None, num_validation: int = 1000) -> Dataset:
     """
     X, y, X_test, y_test, class_names = read_cifar10(root)
     if not 0 <= num_validation < len(X):
-        raise DataError(
-            f"CIFAR-10: expected num_validation from 0 to {len(X) - 1}; received {num_validation}"
-        )
+        raise DataError(f"CIFAR-10: expected num_validation from 0 to {len(X) - 1}; received {num_validation}")
     num_train = len(X) - num_validation
     return Dataset(
         name="cifar10",
@@ -230,9 +229,7 @@ def load_CIFAR10(root: Root) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
         As in `read_cifar10`.
     """
     data = read_cifar10(root)
-    X_train, X_test = (
-        X.transpose(0, 2, 3, 1).astype(np.float32, order="C") for X in (data.X_train, data.X_test)
-    )
+    X_train, X_test = (X.transpose(0, 2, 3, 1).astype(np.float32, order="C") for X in (data.X_train, data.X_test))
     return X_train, data.y_train, X_test, data.y_test
 
 
@@ -327,6 +324,7 @@ def _place(root: Root) -> Path:
 
 def _read_files(source: Path) -> dict[str, bytes]:
     """Read the files of CIFAR-10 in a folder or an archive, by their base names."""
+    import gzip
     import tarfile
 
     files = {}
@@ -337,11 +335,13 @@ def _read_files(source: Path) -> dict[str, bytes]:
                     with open(source / name, "rb") as file:
                         files[name] = file.read(MAX_BYTES)
         else:
-            with tarfile.open(source, "r:gz") as archive:
+            with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
                 for member in archive:
                     name = Path(member.name).name
                     if name in _FILES and member.isfile() and (content := archive.extractfile(member)):
                         files[name] = content.read(MAX_BYTES)
+                while stream.read(1 << 20):  # to the checksum at the end
+                    pass
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{source}: expected CIFAR-10; reading it ended in {_one_line(error)}") from None
     return files
@@ -362,9 +362,7 @@ def _parse_python(data: bytes, path: Path, rows: int) -> tuple[np.ndarray, list[
     kind, number = ("test", "1") if path.name == "test_batch" else ("train", path.name[-1])
     expected = rf"{kind}(ing)? batch {number} of \d".encode()
     if not isinstance(title, bytes) or not re.fullmatch(expected, title):
-        raise DataError(
-            f"{path}: expected batch_label '{kind} batch {number} of ...'; received {_describe(title)}"
-        )
+        raise DataError(f"{path}: expected batch_label '{kind} batch {number} of ...'; received {_describe(title)}")
     if not isinstance(images, np.ndarray) or images.shape != (rows, _PIXELS):
         raise DataError(f"{path}: expected data of shape {(rows, _PIXELS)}; received {_describe(images)}")
     if not isinstance(labels, list) or len(labels) != rows or any(type(label) is not int for label in labels):

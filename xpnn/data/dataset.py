@@ -42,9 +42,7 @@ class Dataset:
         for split in ("train", "val", "test"):
             X, y = getattr(self, f"X_{split}"), getattr(self, f"y_{split}")
             if X.ndim != 4:
-                raise DataError(
-                    f"{self.name}: expected X_{split} of shape (N, C, H, W); received shape {X.shape}"
-                )
+                raise DataError(f"{self.name}: expected X_{split} of shape (N, C, H, W); received shape {X.shape}")
             if y.shape != X.shape[:1]:
                 raise DataError(
                     f"{self.name}: expected y_{split} of shape ({len(X)},), a label for each image; "

@@ -43,7 +43,11 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
             "batchnorm: expected x (N, D), gamma (D,) and beta (D,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
-    mode, eps, momentum = bn_param.get("mode"), float(bn_param.get("eps", 1e-5)), float(bn_param.get("momentum", 0.9))
+    mode, eps, momentum = (
+        bn_param.get("mode"),
+        float(bn_param.get("eps", 1e-5)),
+        float(bn_param.get("momentum", 0.9)),
+    )
     if mode not in ("train", "test"):
         raise ValueError(f"batchnorm: expected mode 'train' or 'test'; received {mode!r}")
     if mode == "train" and x.shape[0] == 0:

@@ -80,7 +80,8 @@ class Sequential(Layer):
         dx: Array | None = dout
         steps = list(zip(self.layers.items(), cache, strict=True))
         # Without input_grad nothing below the first layer with parameters is needed, nor that layer's own dx.
-        first = 0 if input_grad else next((i for i, ((_, l), _) in enumerate(steps) if l.has_params), len(steps))
+        learning = (i for i, layer in enumerate(self.layers.values()) if layer.has_params)
+        first = 0 if input_grad else next(learning, len(steps))
         for i in reversed(range(first, len(steps))):
             (key, layer), layer_cache = steps[i]
             dx, layer_grads = layer.backward(dx, layer_cache, input_grad or i > first)

@@ -1,13 +1,12 @@
 """The course's fully connected nets."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-import re
-
 from xpnn.backend import Array, Backend
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Standardize
-from xpnn.layers.initializers import normal
+from xpnn.layers.initializers import kaiming, normal
 from xpnn.models.model import Model
 from xpnn.random import Generator
 
@@ -78,16 +77,16 @@ class FullyConnectedNet(CourseModel):
         self.dropout_param: dict[str, Any] = {"mode": "train", "p": float(dropout)} if self.use_dropout else {}
         if self.use_dropout and seed is not None:
             self.dropout_param["seed"] = seed
-        kwargs = {} if weight_scale is None else {"init": normal(float(weight_scale))}
+        init = kaiming if weight_scale is None else normal(float(weight_scale))
         layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
         for units in hidden_dims:
-            layers.append(Affine(units, **kwargs))
+            layers.append(Affine(units, init))
             if use_batchnorm:
                 layers.append(BatchNorm())
             layers.append(ReLU())
             if self.use_dropout:
                 layers.append(Dropout(dropout_param=self.dropout_param))
-        layers.append(Affine(num_classes, **kwargs))
+        layers.append(Affine(num_classes, init))
         self.bn_params = [layer.bn_param for layer in layers if isinstance(layer, BatchNorm)]
         rng = seed if rng is None else rng
         super().__init__(Sequential(*layers), (input_dim,), reg=reg, dtype=dtype, backend=backend, rng=rng)
@@ -110,6 +109,4 @@ class TwoLayerNet(FullyConnectedNet):
         dtype: Any = "float64",
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            [hidden_dims], input_dim, num_classes, dropout, False, reg, weight_scale, dtype, **kwargs
-        )
+        super().__init__([hidden_dims], input_dim, num_classes, dropout, False, reg, weight_scale, dtype, **kwargs)

@@ -1,9 +1,8 @@
 """A net, its parameters in one buffer, and a loss: what the Solver trains."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import math
 
 from xpnn import backend as backends
 from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array

@@ -102,7 +102,11 @@ class Solver:
     ) -> None:
         if unknown:
             raise SettingError(f"Solver: received unknown settings {', '.join(map(repr, unknown))}")
-        for name, value in (("batch_size", batch_size), ("num_epochs", num_epochs), ("print_every", print_every)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("num_epochs", num_epochs),
+            ("print_every", print_every),
+        ):
             if value != int(value) or value < 1:
                 raise SettingError(f"Solver: expected {name} to be a whole number of at least 1; received {value!r}")
         if sampling not in SAMPLINGS:

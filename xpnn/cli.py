@@ -1,0 +1,334 @@
+"""The command line."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from xpnn import backend as backends
+from xpnn.backend import Backend
+from xpnn.data import Dataset
+from xpnn.errors import SettingError, XpnnError
+from xpnn.training import report
+from xpnn.training.run import (
+    LEARNING_RATES,
+    RunFolder,
+    Settings,
+    build_model,
+    build_solver,
+    load_best,
+    load_data,
+)
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Neural networks written once against the array API, on NumPy and CuPy.",
+)
+console = Console(soft_wrap=True)
+
+BackendOption = Annotated[
+    str | None,
+    typer.Option(help="numpy, cupy, torch, array-api-strict; auto takes CuPy where a GPU is.", envvar="XPNN_BACKEND"),
+]
+HiddenOption = Annotated[str | None, typer.Option(help="Sizes of the hidden layers: 500,500.")]
+EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images a step.")]
+NumTrainOption = Annotated[int | None, typer.Option(help="Use the first so many training images alone.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of weights, batches and dropout.")]
+DataOption = Annotated[
+    str | None, typer.Option(help="Folder or archive of CIFAR-10; else XPNN_DATA, else the user's cache.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 (170 MB) if it is not there.")]
+OutOption = Annotated[str | None, typer.Option(help="New folder for the results; by default one under runs/.")]
+
+
+@app.command()
+def train(
+    dataset: Annotated[str | None, typer.Argument(help="digits, which ships with xpnn (default), or cifar10.")] = None,
+    backend: BackendOption = None,
+    model: Annotated[str | None, typer.Option(help="fc or two-layer.")] = None,
+    hidden: HiddenOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"One of {', '.join(LEARNING_RATES)}.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; a fitting one for each optimizer.")] = None,
+    lr_decay: Annotated[float | None, typer.Option(help="Factor of the learning rate after each epoch.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, linear, cosine or step.")] = None,
+    reg: Annotated[float | None, typer.Option(help="Strength of the L2 penalty.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Probability to drop.")] = None,
+    batchnorm: Annotated[bool | None, typer.Option("--batchnorm/--no-batchnorm", help="Batch norm.")] = None,
+    weight_scale: Annotated[float | None, typer.Option(help="Standard deviation of the first weights.")] = None,
+    preprocess: Annotated[str | None, typer.Option(help="center (subtract the mean image) or standardize.")] = None,
+    sampling: Annotated[str | None, typer.Option(help="shuffle, or replacement as in the course.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without progress.")] = None,
+    num_train: NumTrainOption = None,
+    dtype: DtypeOption = None,
+    seed: SeedOption = None,
+    data: DataOption = None,
+    download: DownloadOption = False,
+    out: OutOption = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Folder of a run to train on, with its settings; --epochs and --backend may change."),
+    ] = None,
+) -> None:
+    """Train a net and keep its weights, metrics and curves."""
+    from xpnn.training.callbacks import Callback, Checkpoints, EarlyStopping, MetricsLog
+
+    given = {
+        "model": model, "hidden": _sizes(hidden), "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
+        "lr": lr, "lr_decay": lr_decay, "schedule": schedule, "reg": reg, "dropout": dropout, "batchnorm": batchnorm,
+        "weight_scale": weight_scale, "preprocess": preprocess, "sampling": sampling, "patience": patience,
+        "num_train": num_train, "dtype": dtype, "seed": seed, "data": data, "backend": backend,
+    }  # fmt: skip
+    folder = RunFolder(resume) if resume else None
+    settings = _resumed(folder, given) if folder else Settings.of(dataset or "digits", **given)
+    chosen = _choose_backend(settings.backend)
+    images = _images(settings, download)
+    net = build_model(settings, images)
+    callbacks: list[Callback] = [report.ProgressBar(console) if console.is_terminal else report.EpochLines(console)]
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping(settings.patience))
+    solver = build_solver(settings, net, images, callbacks)
+    if folder:
+        solver.resume(folder.last)
+        if solver.epoch >= settings.epochs:
+            raise SettingError(
+                f"--epochs: expected more than {solver.epoch}, which {resume} has done; received {settings.epochs}"
+            )
+        folder.truncate_metrics(solver.epoch)
+    else:
+        folder = RunFolder.create(out, settings.dataset)
+    folder.write_config(settings, chosen)
+    solver.callbacks += [MetricsLog(folder.metrics), Checkpoints(folder.path), report.Curves(folder.curves)]
+    _say(f"{settings.dataset}: {len(images.X_train):,} training images; {net}; results in {folder.path}")
+    solver.train()
+    if solver.diverged:
+        _say(f"stopped: {solver.stop_reason}; a smaller --lr may help")
+        raise typer.Exit(1)
+    if solver.stop_reason:
+        _say(f"stopped at epoch {solver.epoch} of {settings.epochs}: {solver.stop_reason}")
+    _say(f"best validation accuracy {solver.best_val_acc:.4f} after {solver.seconds:.1f} s; {folder.curves}")
+    if solver.stop_reason == "interrupted":
+        _say(f"xpnn train --resume {folder.path} trains on")
+        raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    dataset: Annotated[str, typer.Argument(help="cifar10 or digits.")] = "cifar10",
+    rules: Annotated[
+        str, typer.Option(help="Update rules, each with its learning rate after a colon if not the course's.")
+    ] = ",".join(LEARNING_RATES),
+    backend: BackendOption = None,
+    hidden: HiddenOption = "100,100,100,100,100",
+    epochs: EpochsOption = 5,
+    batch_size: BatchSizeOption = 100,
+    weight_scale: Annotated[float, typer.Option(help="Standard deviation of the first weights.")] = 5e-2,
+    num_train: NumTrainOption = None,
+    dtype: DtypeOption = None,
+    seed: SeedOption = None,
+    data: DataOption = None,
+    download: DownloadOption = False,
+    out: OutOption = None,
+) -> None:
+    """Train one net under several update rules from the same first weights, and draw the course's figure."""
+    common = {
+        "hidden": _sizes(hidden), "epochs": epochs, "batch_size": batch_size, "weight_scale": weight_scale,
+        "dtype": dtype, "seed": seed, "data": data, "backend": backend, "preprocess": "center",
+        "sampling": "replacement", "schedule": "constant", "lr_decay": 1.0,
+        "num_train": 4000 if dataset == "cifar10" and num_train is None else num_train,
+    }  # fmt: skip
+    runs = {}
+    for rule in rules.split(","):
+        name, _, rate = rule.strip().partition(":")
+        runs[rule.strip()] = Settings.of(
+            dataset, **common, optimizer=name, lr=_number("--rules", rate) if rate else None
+        )
+    first = next(iter(runs.values()))
+    _choose_backend(first.backend)
+    images = _images(first, download)
+    folder = RunFolder.create(out, f"compare-{dataset}")
+    solvers = {}
+    for label, settings in runs.items():
+        solver = build_solver(settings, build_model(settings, images), images)
+        with console.status(f"{label} ..."):
+            solver.train()
+        if solver.stop_reason == "interrupted":
+            raise KeyboardInterrupt
+        solvers[label] = solver
+        _say(f"{label}: {solver.stop_reason or 'done'} in {solver.seconds:.1f} s")
+    rows = [
+        (
+            label,
+            f"{runs[label].lr:g}",
+            f"{s.loss_history[-1]:.3f}",
+            f"{s.train_acc_history[-1]:.3f}",
+            f"{s.val_acc_history[-1]:.3f}",
+        )
+        for label, s in solvers.items()
+    ]
+    report.table(console, "", ("rule", "learning rate", "last loss", "train accuracy", "validation accuracy"), rows)
+    picture = folder.path / "comparison.png"
+    report.plot_comparison(picture, solvers, f"{dataset}: update rules from the same first weights")
+    _say(f"figure in {picture}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    backend: BackendOption = None,
+    data: DataOption = None,
+) -> None:
+    """Measure the best weights of a run on validation and test images, class by class."""
+    import numpy as np
+
+    changes = {name: value for name, value in (("backend", backend), ("data", data)) if value is not None}
+    model, images, meta = load_best(RunFolder(run), changes)
+    hits = {}
+    for split in ("val", "test"):
+        X, y = getattr(images, f"X_{split}"), getattr(images, f"y_{split}")
+        hits[split] = y, model.backend.to_numpy(model.predict(model.backend.asarray(X))) == y
+    rows = [
+        (name, *(f"{correct[y == label].mean():.4f}" for y, correct in hits.values()))
+        for label, name in enumerate(images.class_names)
+    ]
+    rows.append(("all", *(f"{np.mean(correct):.4f}" for _, correct in hits.values())))
+    title = f"{run}: weights of epoch {meta['epoch']}, on {model.backend}"
+    report.table(console, title, ("class", "validation accuracy", "test accuracy"), rows)
+
+
+@app.command()
+def check(backend: BackendOption = None) -> None:
+    """Check published values, gradients and agreement between backends, on every backend that is available here."""
+    from xpnn.check import run
+
+    chosen = (
+        [backends.get(backend).require()]
+        if backend
+        else [b for b in map(backends.get, backends.BACKENDS) if b.is_available()]
+    )
+    results = {}
+    with console.status("checking ..."):
+        for b in chosen:
+            results[b] = list(run(b))
+    rows = [
+        (
+            rows[0].check,
+            f"{rows[0].limit:.0e}",
+            *(f"{'ok' if r.passed else 'FAILED'} {r.error:.0e}" for r in rows),
+        )
+        for rows in zip(*results.values(), strict=True)
+    ]
+    report.table(console, "", ("error of", "limit", *map(str, chosen)), rows)
+    failed = [(b, r) for b, rs in results.items() for r in rs if not r.passed]
+    for b, result in failed:
+        _say(f"{b}: {result.check} failed: {result.message or f'error {result.error:.2e}, at most {result.limit:.0e}'}")
+    _say(f"{sum(map(len, results.values())) - len(failed)} passed, {len(failed)} failed")
+    for b in map(backends.get, backends.BACKENDS):
+        if not b.is_available():
+            _say(f"not checked: {b} ({b.reason})")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info() -> None:
+    """Show backends, devices and versions, what is missing and what installs it."""
+    import platform
+
+    import xpnn
+    from xpnn import kernels
+
+    _say(f"xpnn {xpnn.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    rows, remedies = [], []
+    for b in map(backends.get, backends.BACKENDS):
+        if b.is_available():
+            kernels.load(b.name)
+            fast = [function for function, library in kernels.TABLE if library == b.name]
+            rows.append((b.name, b.version(), b.device_name(), ", ".join(fast) or "none"))
+        else:
+            rows.append((b.name, "-", b.reason, "-"))
+            remedies.append(f"for {b.name}: {b.install}")
+    report.table(console, "", ("backend", "version", "device", "kernels"), rows)
+    for remedy in remedies:
+        _say(remedy)
+    _say(f"auto takes {_auto()}")
+
+
+def _auto() -> str:
+    backend = backends.get("auto")
+    return str(backend) if backend.name == "cupy" else f"{backend} ({backends.get('cupy').reason})"
+
+
+def _choose_backend(name: str) -> Backend:
+    backend = backends.get(name).require()
+    _say(f"backend: {_auto() if name == 'auto' else backend}")
+    return backend
+
+
+def _images(settings: Settings, download: bool) -> Dataset:
+    """The data of a run, fetched first where that was asked for."""
+    if download and settings.dataset == "cifar10":
+        from xpnn.data import download_cifar10
+
+        download_cifar10(settings.data, progressbar=console.is_terminal)
+    return load_data(settings)
+
+
+def _resumed(folder: RunFolder, given: dict[str, Any]) -> Settings:
+    """The settings of an earlier run, with what may change replaced."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if fixed := given.keys() - {"epochs", "backend", "data", "patience"}:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
+        raise SettingError(f"{flags}: cannot change when a run is resumed; {folder.config} has the settings")
+    return dataclasses.replace(folder.read_settings(), **given)
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise SettingError(
+            f"--hidden: expected sizes with commas between, such as 500,500; received {text!r}"
+        ) from None
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(f"{flag}: expected a number; received {text!r}") from None
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's error is one line on standard error and exit status 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except XpnnError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # typer's own errors (an unknown flag, a word where a number belongs) come from click or from a copy of it
+        # inside typer, depending on its version; what marks them is that they can format themselves.
+        if not hasattr(error, "format_message"):
+            raise
+        sys.exit(_fail(error.format_message()))
+
+
+def _fail(message: str) -> int:
+    print(f"xpnn: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,167 @@
+"""What a person sees of a run: lines, a progress bar, pictures."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xpnn.training import checkpoint
+from xpnn.training.callbacks import Callback, Metrics
+from xpnn.training.solver import Solver
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+# Okabe and Ito's palette: distinct for all kinds of color vision.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+
+
+class EpochLines(Callback):
+    """A plain line after each accuracy check."""
+
+    def __init__(self, console: "Console") -> None:
+        self.console = console
+
+    def on_train_start(self, solver: Solver) -> None:
+        self._done = solver.iteration
+
+    def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
+        if metrics["epoch"] == 0:
+            return
+        trained = (solver.iteration - self._done) * solver.batch_size
+        speed = trained / max(solver.seconds - getattr(self, "_seconds", 0.0), 1e-9)
+        self._done, self._seconds = solver.iteration, solver.seconds
+        width = len(str(solver.total_epochs))
+        self.console.print(
+            f"epoch {metrics['epoch']:{width}d}/{solver.total_epochs}  loss {metrics['loss']:.4f}  "
+            f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  {speed:,.0f} images/s",
+            highlight=False,
+        )
+
+
+class ProgressBar(EpochLines):
+    """The same lines above a bar with loss, images per second and time left."""
+
+    INTERVAL = 0.1  # seconds between two looks at the loss, each of which waits for the device
+
+    def on_train_start(self, solver: Solver) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().on_train_start(solver)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  val {task.fields[val]}  {task.fields[speed]} images/s"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=self.console, transient=True)
+        self._task = self._progress.add_task(
+            "epoch", total=solver.num_iterations, completed=solver.iteration, loss="-", val="-", speed="-"
+        )
+        self._progress.start()
+        self._looked = 0.0
+
+    def on_iteration(self, solver: Solver) -> None:
+        now = time.perf_counter()
+        if now - self._looked < self.INTERVAL:
+            return
+        self._looked = now
+        recent = solver.loss_history[-20:]
+        speed = self._progress.tasks[self._task].speed
+        self._progress.update(
+            self._task,
+            completed=solver.iteration,
+            description=f"epoch {min(solver.epoch + 1, solver.total_epochs)}/{solver.total_epochs}",
+            loss=f"{sum(recent) / len(recent):.4f}",
+            val=f"{solver.val_acc_history[-1]:.3f}" if solver.val_acc_history else "-",
+            speed=f"{speed * solver.batch_size:,.0f}" if speed else "-",
+        )
+
+    def on_train_end(self, solver: Solver) -> None:
+        self._progress.stop()
+
+
+class Curves(Callback):
+    """Draw ``curves.png`` at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, solver: Solver) -> None:
+        plot_curves(self.path, solver)
+
+
+def plot_curves(path: Path, solver: Solver) -> None:
+    """Draw the loss of every iteration and the accuracies of every epoch."""
+    figure = _figure(9, 3.6)
+    left, right = figure.subplots(1, 2)
+    _plot_loss(left, solver, COLORS[0], points=True)
+    left.set(xlabel="iteration", ylabel="loss", title="training loss")
+    epochs = range(len(solver.val_acc_history))
+    right.plot(epochs, solver.train_acc_history, color=COLORS[1], label="training")
+    right.plot(epochs, solver.val_acc_history, color=COLORS[0], label="validation")
+    right.set(xlabel="epoch", ylabel="accuracy", title=f"accuracy (best validation {solver.best_val_acc:.3f})")
+    right.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_comparison(path: Path, solvers: Mapping[str, Solver], title: str = "") -> None:
+    """Draw the course's figure: training loss, training accuracy and validation accuracy, one line each."""
+    figure = _figure(12, 3.8)
+    loss, train, val = figure.subplots(1, 3)
+    for (label, solver), color in zip(solvers.items(), COLORS * len(solvers), strict=False):
+        _plot_loss(loss, solver, color, label=label)
+        train.plot(solver.train_acc_history, "-o", markersize=3, color=color, label=label)
+        val.plot(solver.val_acc_history, "-o", markersize=3, color=color, label=label)
+    loss.set(xlabel="iteration", title="training loss")
+    train.set(xlabel="epoch", title="training accuracy")
+    val.set(xlabel="epoch", title="validation accuracy")
+    loss.legend(frameon=False)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _plot_loss(axes: "Axes", solver: Solver, color: str, label: str = "", points: bool = False) -> None:
+    """Draw a running mean of the loss, and where wanted every single loss behind it."""
+    losses = solver.loss_history
+    iterations = range(1, len(losses) + 1)
+    if points:
+        axes.plot(iterations, losses, ".", markersize=2, color=color, alpha=0.25)
+    axes.plot(iterations, _running_mean(losses, max(len(losses) // 50, 1)), color=color, label=label)
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean of the last `width` values, of fewer at the start."""
+    means, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value - (values[i - width] if i >= width else 0.0)
+        means.append(total / min(i + 1, width))
+    return means
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """A figure of its own, which touches neither pyplot's state nor a screen."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    checkpoint.write_whole(path, lambda partial: figure.savefig(partial, dpi=120))
+
+
+def table(console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table."""
+    from rich.table import Table
+
+    grid = Table(title=title or None, title_justify="left")
+    for column in columns:
+        grid.add_column(column, no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(str, row))
+    console.print(grid, highlight=False)

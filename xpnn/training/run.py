@@ -1,0 +1,273 @@
+"""A training run: its settings, what they build, and the folder that keeps its results."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xpnn
+from xpnn import backend as backends
+from xpnn import data
+from xpnn.data import Dataset
+from xpnn.data.sampling import SAMPLINGS
+from xpnn.errors import CheckpointError, SettingError
+from xpnn.models import FullyConnectedNet, Model
+from xpnn.optim import RULES, SCHEDULES
+from xpnn.training import checkpoint
+from xpnn.training.callbacks import Callback
+from xpnn.training.solver import Solver
+
+MODELS = ("fc", "two-layer")
+DTYPES = ("float32", "float64")
+PREPROCESSING = ("center", "standardize")
+
+# The course's learning rate for each rule.
+LEARNING_RATES = {
+    "sgd": 1e-2,
+    "sgd_momentum": 1e-2,
+    "sgd_nesterov_momentum": 1e-2,
+    "rmsprop": 2e-4,
+    "adam": 1e-3,
+}
+
+# What differs from the defaults of Settings, by data set.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"hidden": (128, 128), "epochs": 30, "batch_size": 32, "schedule": "cosine"},
+    "cifar10": {"hidden": (500, 500, 500, 500), "epochs": 10, "batch_size": 100, "lr_decay": 0.9},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that decides a run; `Settings.of` fills in what suits the data set.
+
+    Raises
+    ------
+    SettingError
+        For a value that is impossible, naming the command line's flag.
+    """
+
+    dataset: str = "digits"
+    model: str = "fc"
+    hidden: tuple[int, ...] = (128,)
+    dropout: float = 0.0
+    batchnorm: bool = False
+    weight_scale: float | None = None
+    preprocess: str = "standardize"
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    lr_decay: float = 1.0
+    schedule: str = "constant"
+    reg: float = 0.0
+    epochs: int = 10
+    batch_size: int = 100
+    sampling: str = "shuffle"
+    patience: int | None = None
+    num_train: int | None = None
+    dtype: str = "float32"
+    seed: int = 0
+    backend: str = "auto"
+    data: str | None = None
+
+    @classmethod
+    def of(cls, dataset: str, **given: Any) -> "Settings":
+        """Return the settings for a data set; what is None in `given` takes its default."""
+        given = {name: value for name, value in given.items() if value is not None}
+        if "optimizer" in given and "lr" not in given:
+            given["lr"] = LEARNING_RATES.get(given["optimizer"], cls.lr)
+        return cls(dataset=dataset, **{**DEFAULTS.get(dataset, {}), **given})
+
+    def __post_init__(self) -> None:
+        choices: dict[str, Sequence[str]] = {
+            "dataset": tuple(data.DATASETS),
+            "model": MODELS,
+            "optimizer": tuple(RULES),
+            "schedule": tuple(SCHEDULES),
+            "sampling": SAMPLINGS,
+            "preprocess": PREPROCESSING,
+            "dtype": DTYPES,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise SettingError(
+                    f"{_flag(name)}: expected one of {', '.join(known)}; received {getattr(self, name)!r}"
+                )
+        for name in ("epochs", "batch_size", "patience", "num_train"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{_flag(name)}: expected a whole number of at least 1; received {value}")
+        for name, low, high in (("lr", 0, np.inf), ("lr_decay", 0, 1), ("weight_scale", 0, np.inf)):
+            value = getattr(self, name)
+            if (value is not None and not low < value <= high) or value == np.inf:
+                expected = f"a number above {low}" + ("" if high == np.inf else f" and at most {high}")
+                raise SettingError(f"{_flag(name)}: expected {expected}; received {value}")
+        if not 0 <= self.dropout < 1:
+            raise SettingError(f"--dropout: expected a probability in [0, 1); received {self.dropout}")
+        if not 0 <= self.reg < np.inf:
+            raise SettingError(f"--reg: expected a number of at least 0; received {self.reg}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise SettingError(f"--hidden: expected sizes of at least 1; received {self.hidden}")
+        if self.model == "two-layer" and len(self.hidden) != 1:
+            raise SettingError(f"--hidden: expected one size for --model two-layer; received {len(self.hidden)}")
+        if not 0 <= self.seed < 2**64:
+            raise SettingError(f"--seed: expected a whole number from 0 to 2**64 - 1; received {self.seed}")
+        backends.get(self.backend)
+
+
+def _flag(name: str) -> str:
+    return name if name == "dataset" else f"--{name.replace('_', '-')}"
+
+
+def load_data(settings: Settings) -> Dataset:
+    """Return the data set of a run."""
+    dataset = data.load(settings.dataset, settings.data)
+    return dataset if settings.num_train is None else dataset.take(settings.num_train)
+
+
+def build_model(settings: Settings, dataset: Dataset) -> Model:
+    """Return the untrained model of a run; it takes the data set's raw images."""
+    mean = dataset.X_train.mean(axis=0, dtype=np.float64).reshape(-1)
+    std = 1.0
+    if settings.preprocess == "standardize":
+        std = float(np.sqrt(np.mean(np.square(dataset.X_train - mean.reshape(dataset.input_shape), dtype=np.float32))))
+    return FullyConnectedNet(
+        settings.hidden,
+        input_dim=mean.size,
+        num_classes=dataset.num_classes,
+        dropout=settings.dropout,
+        use_batchnorm=settings.batchnorm,
+        reg=settings.reg,
+        weight_scale=settings.weight_scale,
+        dtype=settings.dtype,
+        backend=backends.get(settings.backend),
+        rng=settings.seed,
+        standardize=(mean, std),
+    )
+
+
+def build_solver(settings: Settings, model: Model, dataset: Dataset, callbacks: Sequence[Callback] = ()) -> Solver:
+    """Return the Solver of a run; it prints nothing by itself."""
+    return Solver(
+        model,
+        {
+            "X_train": dataset.X_train,
+            "y_train": dataset.y_train,
+            "X_val": dataset.X_val,
+            "y_val": dataset.y_val,
+        },
+        update_rule=settings.optimizer,
+        optim_config={"learning_rate": settings.lr},
+        lr_decay=settings.lr_decay,
+        schedule=settings.schedule,
+        batch_size=settings.batch_size,
+        num_epochs=settings.epochs,
+        sampling=settings.sampling,
+        callbacks=callbacks,
+        seed=settings.seed,
+        verbose=False,
+    )
+
+
+class RunFolder:
+    """The folder of a run.
+
+    ``config.json``: settings, versions, hardware. ``metrics.jsonl``: a line an epoch. ``curves.png``.
+    ``last.safetensors``: to resume from. ``best.safetensors``: the best weights.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.curves = self.path / "curves.png"
+        self.last = self.path / "last.safetensors"
+        self.best = self.path / "best.safetensors"
+
+    @classmethod
+    def create(cls, out: str | None, name: str) -> "RunFolder":
+        """Make a new folder: `out`, which must be empty or missing, else the next free ``runs/name-1``, ``-2``, ...
+
+        Raises
+        ------
+        SettingError
+            When `out` holds something, or cannot be written to.
+        """
+        number = 1
+        while True:
+            folder = cls(out or f"runs/{name}-{number}")
+            try:
+                folder.path.mkdir(parents=True, exist_ok=out is not None)
+                if any(folder.path.iterdir()):
+                    raise SettingError(f"--out: expected a new or empty folder; {folder.path} has files in it")
+                checkpoint.write_whole(folder.config, lambda partial: None)
+                folder.config.unlink()
+                return folder
+            except FileExistsError as error:
+                if out is not None:
+                    raise SettingError(f"--out: expected a folder; {folder.path} is a file") from error
+                number += 1
+            except OSError as error:
+                raise SettingError(f"--out: cannot write to {folder.path}: {error.strerror}") from error
+
+    def write_config(self, settings: Settings, backend: backends.Backend) -> None:
+        config = {
+            "settings": dataclasses.asdict(settings),
+            "backend": str(backend),
+            "device": backend.device_name(),
+            "versions": {
+                "xpnn": xpnn.__version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                backend.name: backend.version(),
+            },
+            "platform": platform.platform(),
+            "processor": backends.get("numpy").device_name(),
+        }
+        checkpoint.write_whole(
+            self.config, lambda partial: Path(partial).write_text(json.dumps(config, indent=2) + "\n")
+        )
+
+    def read_settings(self) -> Settings:
+        """Return the settings that the run was made with.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder holds no run, or its config.json is damaged.
+        """
+        try:
+            values = json.loads(self.config.read_text())["settings"]
+            return Settings(**{**values, "hidden": tuple(values["hidden"])})
+        except OSError:
+            raise CheckpointError(f"{self.path}: expected the folder of a run; it has no config.json") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.config}: expected the settings of a run; it is damaged ({error})") from None
+
+    def truncate_metrics(self, epoch: int) -> None:
+        """Drop the lines after `epoch`, which a resumed run writes again."""
+        if self.metrics.exists():
+            lines = [line for line in self.metrics.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
+            checkpoint.write_whole(
+                self.metrics, lambda partial: Path(partial).write_text("".join(f"{x}\n" for x in lines))
+            )
+
+
+def load_best(folder: RunFolder, changes: Mapping[str, Any]) -> tuple[Model, Dataset, dict[str, Any]]:
+    """Return the best model of a run, its data set, and what best.safetensors says of it.
+
+    `changes` replaces settings that may differ from training: ``backend`` and ``data``.
+    """
+    settings = dataclasses.replace(folder.read_settings(), **changes)
+    dataset = load_data(settings)
+    arrays, meta = checkpoint.load(folder.best)
+    model = build_model(settings, dataset)
+    try:
+        model.load_state_dict(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder.best}: {error}") from None
+    return model, dataset, meta
