@@ -308,14 +308,15 @@ def to_numpy(x: Any) -> np.ndarray:
 
 def library_of(x: Any) -> str | None:
     """Return the name of the library whose array `x` is; None for what is no array."""
-    return _library_of_type(type(x))
+    kind: Any = type(x)
+    return _library_of_type(kind)
 
 
 @functools.cache
-def _library_of_type(cls: Any) -> str | None:
-    for base in cls.__mro__:
+def _library_of_type(kind: Any) -> str | None:
+    for base in kind.__mro__:
         library = _LIBRARIES.get(base.__module__.partition(".")[0])
-        if library is not None and hasattr(cls, "dtype"):
+        if library is not None and hasattr(kind, "dtype"):
             return library
     return None
 
@@ -383,11 +384,12 @@ def is_array(x: Any) -> bool:
 
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype of any library: ``"float32"``."""
-    return _dtype_name(type(dtype), dtype)
+    kind: Any = type(dtype)
+    return _dtype_name(kind, dtype)
 
 
 @functools.cache
-def _dtype_name(kind: type, dtype: Any) -> str:  # the kind keeps dtypes of two libraries from being compared
+def _dtype_name(kind: Any, dtype: Any) -> str:  # the kind keeps dtypes of two libraries from being compared
     if isinstance(dtype, str):
         return dtype
     if isinstance(dtype, np.dtype) or dtype is float:

@@ -61,7 +61,7 @@ def _reference_checks(backend: Backend) -> Iterator[tuple[str, float, Callable[[
                 results = _reference_results(name, case, backend, dtype)
                 return max(float(np.max(np.abs(to_numpy(r) - e) / np.maximum(np.abs(e), 1))) for r, e in results)
 
-            yield f"published {name}, {dtype}", limit, measure
+            yield f"{name}, {dtype}", limit, measure
 
 
 def _reference_results(name: str, case: Any, backend: Backend, dtype: str) -> list[tuple[Array, np.ndarray]]:
@@ -139,7 +139,7 @@ def _gradient_checks(backend: Backend) -> Iterator[tuple[str, float, Callable[[]
         ),
         "softmax_loss": lambda: loss(layers.softmax_loss),
         "svm_loss": lambda: loss(layers.svm_loss),
-        "net with batch norm and dropout": net,
+        "batch norm, dropout net": net,
     }
     for name, measure in checks.items():
         yield f"gradient of {name}", GRADIENT, measure

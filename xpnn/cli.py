@@ -174,7 +174,7 @@ def compare(
         )
         for label, s in solvers.items()
     ]
-    report.table(console, "", ("rule", "learning rate", "last loss", "train accuracy", "validation accuracy"), rows)
+    report.table(console, "", ("rule", "learning rate", "last loss", "train acc", "val acc"), rows)
     picture = folder.path / "comparison.png"
     report.plot_comparison(picture, solvers, f"{dataset}: update rules from the same first weights")
     _say(f"figure in {picture}")
@@ -200,8 +200,8 @@ def evaluate(
         for label, name in enumerate(images.class_names)
     ]
     rows.append(("all", *(f"{np.mean(correct):.4f}" for _, correct in hits.values())))
-    title = f"{run}: weights of epoch {meta['epoch']}, on {model.backend}"
-    report.table(console, title, ("class", "validation accuracy", "test accuracy"), rows)
+    title = f"accuracy of {run}, weights of epoch {meta['epoch']}, on {model.backend}"
+    report.table(console, title, ("class", "validation", "test"), rows)
 
 
 @app.command()
@@ -219,14 +219,10 @@ def check(backend: BackendOption = None) -> None:
         for b in chosen:
             results[b] = list(run(b))
     rows = [
-        (
-            rows[0].check,
-            f"{rows[0].limit:.0e}",
-            *(f"{'ok' if r.passed else 'FAILED'} {r.error:.0e}" for r in rows),
-        )
-        for rows in zip(*results.values(), strict=True)
+        (same[0].check, f"{same[0].limit:.0e}", *(f"{'' if r.passed else 'FAILED '}{r.error:.0e}" for r in same))
+        for same in zip(*results.values(), strict=True)
     ]
-    report.table(console, "", ("error of", "limit", *map(str, chosen)), rows)
+    report.table(console, "", ("error of", "limit", *(b.name.removeprefix("array-api-") for b in chosen)), rows)
     failed = [(b, r) for b, rs in results.items() for r in rs if not r.passed]
     for b, result in failed:
         _say(f"{b}: {result.check} failed: {result.message or f'error {result.error:.2e}, at most {result.limit:.0e}'}")

@@ -66,6 +66,17 @@ class Dataset:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def mean_image(self) -> npt.NDArray[np.float64]:
+        """Mean of the training images, of shape (C, H, W)."""
+        return self.X_train.mean(axis=0, dtype=np.float64)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return ``X_train``, ``y_train``, ``X_val``, ... by name, as the Solver takes them."""
+        return {
+            f"{kind}_{split}": getattr(self, f"{kind}_{split}") for split in ("train", "val", "test") for kind in "Xy"
+        }
+
     def take(self, num_train: int) -> "Dataset":
         """Return the same data with only the first `num_train` training images.
 

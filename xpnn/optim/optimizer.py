@@ -49,37 +49,38 @@ class Optimizer:
                 if name not in defaults and name not in self.state_names:
                     expected = ", ".join((*defaults, *self.state_names))
                     raise SettingError(f"{self.rule.__name__}: expected settings among {expected}; received {name!r}")
-        self.is_flat = isinstance(params, Parameters) and defaults is not None
-        self.groups: dict[str, Config] = {name: self._initial(w, config) for name, w in self._arrays(params).items()}
+        self._shared = params if isinstance(params, Parameters) and defaults is not None else None
+        zeros = {
+            name: {key: namespace(w).zeros_like(w) for key in self.state_names} for name, w in self._by_group(params)
+        }
+        self.groups: dict[str, Config] = {
+            name: {**(defaults or {}), **state, **config} for name, state in zeros.items()
+        }
 
-    def _initial(self, w: Array, config: Config) -> Config:
-        zeros = {name: namespace(w).zeros_like(w) for name in self.state_names}
-        return {**getattr(self.rule, "defaults", {}), **zeros, **config}
-
-    def _arrays(self, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-        if not self.is_flat:
-            return arrays
+    def _by_group(self, arrays: Mapping[str, Array]) -> list[tuple[str, Array]]:
+        """The arrays that the rule runs on: the whole buffer, or one parameter after the other."""
+        if self._shared is None:
+            return list(arrays.items())
         if not isinstance(arrays, Parameters):  # gradients that a model made one by one
-            flat = self.params.like()  # type: ignore[attr-defined]
-            flat.update(arrays)
-            arrays = flat
-        return {self.FLAT: arrays.flat}
+            buffer = self._shared.like()
+            buffer.update(arrays)
+            arrays = buffer
+        return [(self.FLAT, arrays.flat)]
 
     def step(self, grads: Mapping[str, Array]) -> None:
         """Update the parameters in place, given their gradients."""
-        weights, grads = self._arrays(self.params), self._arrays(grads)
-        for name, config in self.groups.items():
-            w = weights[name]
-            next_w, self.groups[name] = self.rule(w, grads[name], config)
-            if self.is_flat:
-                w[...] = next_w
-            else:
+        gradient = dict(self._by_group(grads))
+        for name, w in self._by_group(self.params):
+            next_w, self.groups[name] = self.rule(w, gradient[name], self.groups[name])
+            if self._shared is None:
                 self.params[name] = next_w
+            else:
+                w[...] = next_w
 
     @property
     def learning_rate(self) -> float | None:
         """The rate of all groups; None for a rule that has none. May be set."""
-        return next((config["learning_rate"] for config in self.groups.values() if "learning_rate" in config), None)
+        return next((c["learning_rate"] for c in self.groups.values() if "learning_rate" in c), None)
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
@@ -88,9 +89,8 @@ class Optimizer:
 
     def configs(self) -> dict[str, Config]:
         """Return the rule's config for each parameter; its arrays are views into the state."""
-        if not self.is_flat:
+        if self._shared is None:
             return {name: dict(config) for name, config in self.groups.items()}
-        config, params = self.groups[self.FLAT], self.params
-        assert isinstance(params, Parameters)
-        views = {name: params.views(config[name]) for name in self.state_names}
-        return {p: {key: views[key][p] if key in views else value for key, value in config.items()} for p in params}
+        config = self.groups[self.FLAT]
+        views = {key: self._shared.views(config[key]) for key in self.state_names}
+        return {name: {**config, **{key: view[name] for key, view in views.items()}} for name in self._shared}

@@ -160,8 +160,8 @@ def table(console: "Console", title: str, columns: Sequence[str], rows: Sequence
     from rich.table import Table
 
     grid = Table(title=title or None, title_justify="left")
-    for column in columns:
-        grid.add_column(column, no_wrap=True)
+    for i, column in enumerate(columns):
+        grid.add_column(column, no_wrap=i == 0, overflow="fold")
     for row in rows:
         grid.add_row(*map(str, row))
     console.print(grid, highlight=False)

@@ -131,10 +131,9 @@ def load_data(settings: Settings) -> Dataset:
 
 def build_model(settings: Settings, dataset: Dataset) -> Model:
     """Return the untrained model of a run; it takes the data set's raw images."""
-    mean = dataset.X_train.mean(axis=0, dtype=np.float64).reshape(-1)
-    std = 1.0
+    mean, std = dataset.mean_image, 1.0
     if settings.preprocess == "standardize":
-        std = float(np.sqrt(np.mean(np.square(dataset.X_train - mean.reshape(dataset.input_shape), dtype=np.float32))))
+        std = float(np.sqrt(np.mean(np.square(dataset.X_train - mean.astype(np.float32)), dtype=np.float64)))
     return FullyConnectedNet(
         settings.hidden,
         input_dim=mean.size,
@@ -146,7 +145,7 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
         dtype=settings.dtype,
         backend=backends.get(settings.backend),
         rng=settings.seed,
-        standardize=(mean, std),
+        standardize=(mean.reshape(-1), std),
     )
 
 
@@ -154,12 +153,7 @@ def build_solver(settings: Settings, model: Model, dataset: Dataset, callbacks: 
     """Return the Solver of a run; it prints nothing by itself."""
     return Solver(
         model,
-        {
-            "X_train": dataset.X_train,
-            "y_train": dataset.y_train,
-            "X_val": dataset.X_val,
-            "y_val": dataset.y_val,
-        },
+        dataset.arrays(),
         update_rule=settings.optimizer,
         optim_config={"learning_rate": settings.lr},
         lr_decay=settings.lr_decay,

@@ -1,0 +1,57 @@
+"""Update rules compared: one net, the same first weights, five rules.
+
+python examples/optimizers.py                       the embedded digits, some seconds
+python examples/optimizers.py --dataset cifar10     the course's experiment on 4,000 images
+"""
+
+import argparse
+from pathlib import Path
+
+from xpnn import FullyConnectedNet, Solver, backend, data
+from xpnn.training.report import plot_comparison
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--backend", default="auto", help="numpy, cupy, torch, array-api-strict or auto")
+parser.add_argument("--dataset", default="digits", choices=["digits", "cifar10"])
+parser.add_argument("--data", help="folder of CIFAR-10")
+parser.add_argument("--epochs", type=int, default=5)
+parser.add_argument("--out", type=Path, default=Path("figures/optimizers.png"))
+args = parser.parse_args()
+
+where = backend.get(args.backend)
+images = data.load(args.dataset, args.data)
+images = images.take(min(4000, len(images.X_train)))
+mean = images.mean_image.reshape(-1)
+
+weight_scale = 5e-2 if args.dataset == "cifar10" else None  # None: Kaiming's, from the layer's own width
+
+learning_rates = {
+    "sgd": 1e-2,
+    "sgd_momentum": 1e-2,
+    "sgd_nesterov_momentum": 1e-2,
+    "rmsprop": 2e-4,
+    "adam": 1e-3,
+}
+solvers = {}
+for rule, learning_rate in learning_rates.items():
+    net = FullyConnectedNet(
+        [100] * 5, input_dim=mean.size, weight_scale=weight_scale, standardize=(mean, 1.0), backend=where, rng=0
+    )
+    solver = Solver(
+        net,
+        images.arrays(),
+        update_rule=rule,
+        optim_config={"learning_rate": learning_rate},
+        num_epochs=args.epochs,
+        batch_size=100,
+        seed=0,
+        verbose=False,
+    )
+    solver.train()
+    solvers[rule] = solver
+    train_acc, val_acc = solver.train_acc_history[-1], solver.val_acc_history[-1]
+    print(f"{rule:22s} loss {solver.loss_history[-1]:.3f}  train {train_acc:.3f}  val {val_acc:.3f}")
+
+args.out.parent.mkdir(parents=True, exist_ok=True)
+plot_comparison(args.out, solvers, f"update rules on {args.dataset}, on {where}")
+print(f"figure in {args.out}")
