@@ -195,9 +195,7 @@ def test_says_that_a_root_does_not_exist(tmp_path):
 @pytest.mark.parametrize("name", [*BATCHES])
 def test_names_a_missing_file(python_folder, name):
     (python_folder / name).unlink()
-    assert f"{python_folder}: expected the file {name}; received batches.meta, " in refusal(
-        read_cifar10, python_folder
-    )
+    assert f"{python_folder}: expected the file {name}; received batches.meta, " in refusal(read_cifar10, python_folder)
 
 
 def test_names_a_missing_binary_file(binary_folder):
@@ -266,9 +264,7 @@ def test_the_labels_of_other_copies_are_accepted(python_folder):
 
 def test_a_file_without_meta_is_expected_to_hold_10000_images(python_folder):
     (python_folder / "batches.meta").unlink()
-    assert "expected data of shape (10000, 3072); received shape (20, 3072)" in refusal(
-        read_cifar10, python_folder
-    )
+    assert "expected data of shape (10000, 3072); received shape (20, 3072)" in refusal(read_cifar10, python_folder)
 
 
 @pytest.mark.parametrize(
@@ -458,9 +454,7 @@ def server(python_folder, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=served))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-    monkeypatch.setattr(
-        cifar10, "HASH", "md5:" + hashlib.md5((served / archive.name).read_bytes()).hexdigest()
-    )
+    monkeypatch.setattr(cifar10, "HASH", "md5:" + hashlib.md5((served / archive.name).read_bytes()).hexdigest())
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -544,7 +538,5 @@ def test_importing_the_data_sets_imports_nothing_that_they_may_not_need():
         "import sys, xpnn.data.cifar10\n"
         "print([m for m in ('pooch', 'rich', 'requests', 'tarfile', 'matplotlib') if m in sys.modules])"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert shown.stdout == "[]\n"

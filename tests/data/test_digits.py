@@ -78,9 +78,7 @@ def test_the_split_is_fixed(digits):
 
 
 def test_no_digit_is_in_two_splits(digits):
-    train, val, test = (
-        {image.tobytes() for image in X} for X in (digits.X_train, digits.X_val, digits.X_test)
-    )
+    train, val, test = ({image.tobytes() for image in X} for X in (digits.X_train, digits.X_val, digits.X_test))
     assert not train & val
     assert not train & test
     assert not val & test
@@ -105,9 +103,7 @@ def test_take_keeps_the_first_training_images_and_the_other_splits(digits):
 
 @pytest.mark.parametrize("count", [0, -1, 1298])
 def test_take_refuses_more_than_there_are_and_fewer_than_one(digits, count):
-    with pytest.raises(
-        DataError, match=f"digits: expected from 1 to 1297 training images; received {count}$"
-    ):
+    with pytest.raises(DataError, match=f"digits: expected from 1 to 1297 training images; received {count}$"):
         digits.take(count)
 
 
@@ -127,9 +123,7 @@ def test_dataset_refuses_labels_that_are_not_as_many_as_the_images():
 
 
 def test_dataset_refuses_images_that_are_not_4d():
-    with pytest.raises(
-        DataError, match=r"expected X_train of shape \(N, C, H, W\); received shape \(4, 6\)$"
-    ):
+    with pytest.raises(DataError, match=r"expected X_train of shape \(N, C, H, W\); received shape \(4, 6\)$"):
         small(X_train=np.zeros((4, 6), np.uint8))
 
 

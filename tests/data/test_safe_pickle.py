@@ -114,9 +114,7 @@ def test_names_the_function_that_it_refuses():
     ],
 )
 def test_refuses_every_global_but_those_of_an_array(module, name):
-    line = (
-        f"batch: refused to load {(module + b'.' + name).decode()}: a CIFAR-10 batch holds NumPy arrays only"
-    )
+    line = f"batch: refused to load {(module + b'.' + name).decode()}: a CIFAR-10 batch holds NumPy arrays only"
     assert refusal(in_a_dict(stack_global(module, name))) == line
     assert refusal(in_a_dict(b"c" + module + b"\n" + name + b"\n")) == line
 
@@ -215,9 +213,7 @@ def test_every_truncation_is_refused():
         refusal(PYTHON_2[:end])
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"<!DOCTYPE html>\n<title>404</title>", b"hello\n", b"\x80\x02.", b"\x00" * 99]
-)
+@pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html>\n<title>404</title>", b"hello\n", b"\x80\x02.", b"\x00" * 99])
 def test_refuses_what_is_no_pickle(data):
     assert "expected a pickled dict of arrays" in refusal(data)
 

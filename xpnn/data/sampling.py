@@ -1,5 +1,7 @@
 """Which examples make up the batches of an epoch."""
 
+from collections.abc import Iterator
+
 from xpnn.backend import Array, Backend
 from xpnn.errors import SettingError
 from xpnn.random import Generator
@@ -10,6 +12,12 @@ SAMPLINGS = ("replacement", "shuffle")
 def batches_per_epoch(num_examples: int, batch_size: int) -> int:
     """``max(N // batch_size, 1)``: what does not fill a batch is left for another epoch's order."""
     return max(num_examples // batch_size, 1)
+
+
+def slices(num_examples: int, batch_size: int) -> Iterator[slice]:
+    """Yield slices that cover all examples in order; the last may be shorter."""
+    for start in range(0, num_examples, batch_size):
+        yield slice(start, min(start + batch_size, num_examples))
 
 
 def epoch_order(num_examples: int, batch_size: int, sampling: str, rng: Generator, backend: Backend) -> Array:

@@ -169,7 +169,8 @@ class Model:
         """Return the label with the highest score for each example."""
         xp = self.backend.namespace
         starts = range(0, X.shape[0], batch_size)
-        return xp.concat([xp.argmax(self.loss(X[i : i + batch_size, ...]), axis=1) for i in starts])
+        batches = (X[i : min(i + batch_size, X.shape[0]), ...] for i in starts)
+        return xp.concat([xp.argmax(self.loss(batch), axis=1) for batch in batches])
 
     def to(self, backend: str | Backend) -> "Model":
         """Move parameters and state to another backend; returns the model."""

@@ -38,7 +38,14 @@ LEARNING_RATES = {
 # What differs from the defaults of Settings, by data set.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"hidden": (128, 128), "epochs": 30, "batch_size": 32, "schedule": "cosine"},
-    "cifar10": {"hidden": (500, 500, 500, 500), "epochs": 10, "batch_size": 100, "lr_decay": 0.9},
+    "cifar10": {
+        "hidden": (500, 500, 500, 500),
+        "epochs": 10,
+        "batch_size": 100,
+        "lr_decay": 0.9,
+        "preprocess": "center",
+        "weight_scale": 1e-2,
+    },
 }
 
 

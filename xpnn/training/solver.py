@@ -13,7 +13,7 @@ from typing import Any
 
 from xpnn import backend as backends
 from xpnn.backend import Array
-from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
+from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order, slices
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.models import Model
 from xpnn.optim import Optimizer, schedules
@@ -297,9 +297,8 @@ class Solver:
             indices = self._evaluation.integers(0, X.shape[0], num_samples, self.backend)
             X, y = xp.take(X, indices, axis=0), xp.take(y, indices, axis=0)
         correct = xp.asarray(0, device=self.backend.device)
-        for i in range(0, X.shape[0], batch_size):
-            scores = self.model.loss(X[i : i + batch_size, ...])
-            hits = xp.argmax(scores, axis=1) == y[i : i + batch_size]
+        for batch in slices(X.shape[0], batch_size):
+            hits = xp.argmax(self.model.loss(X[batch, ...]), axis=1) == y[batch]
             correct = correct + xp.count_nonzero(hits)
         return float(correct) / X.shape[0]
 

@@ -1,0 +1,210 @@
+"""Losses."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import oracles
+from tests.oracles import EPS, few_examples, normals
+from xpnn import backend as backends
+from xpnn.gradient_check import eval_numerical_gradient, rel_error
+from xpnn.losses import softmax_loss, svm_loss
+
+LOSSES = pytest.mark.parametrize("loss_function", [softmax_loss, svm_loss])
+
+# Sums of at most 6 x 6 terms of size up to about 10, each after a few roundings.
+SMALL_SUMS = 6 * 6 * 10
+
+
+def labels(kind, y, dtype="int64"):
+    return kind(y, dtype)
+
+
+def test_softmax_of_equal_scores_is_the_logarithm_of_the_number_of_classes(kind, dtype):
+    loss, dx = softmax_loss(kind(np.zeros((3, 4)), dtype), labels(kind, [0, 1, 3]))
+    kind.assert_close(loss, math.log(4), rtol=4 * EPS[dtype])
+    expected = np.full((3, 4), 1 / 12)
+    expected[[0, 1, 2], [0, 1, 3]] = -1 / 4
+    kind.assert_close(dx, expected, rtol=4 * EPS[dtype])
+
+
+def test_softmax_by_hand(kind, dtype):
+    x = kind([[0.0, math.log(3.0)], [0.0, 0.0]], dtype)  # probabilities 1/4, 3/4 and 1/2, 1/2
+    loss, dx = softmax_loss(x, labels(kind, [0, 1]))
+    kind.assert_close(loss, (math.log(4) + math.log(2)) / 2, rtol=4 * EPS[dtype])
+    kind.assert_close(dx, [[-3 / 8, 3 / 8], [1 / 4, -1 / 4]], rtol=4 * EPS[dtype])
+
+
+def test_svm_by_hand(kind, dtype):
+    x = kind([[3.0, 2.5, 1.0], [0.0, 1.0, 2.0]], dtype)
+    loss, dx = svm_loss(x, labels(kind, [0, 1]))
+    # margins: 2.5 - 3 + 1 = 0.5 and none; then none and 2 - 1 + 1 = 2 (0 - 1 + 1 = 0 is on the edge, so not active)
+    kind.assert_close(loss, (0.5 + 2.0) / 2)
+    kind.assert_close(dx, [[-0.5, 0.5, 0.0], [0.0, -0.5, 0.5]])
+
+
+def test_svm_of_equal_scores_is_the_number_of_wrong_classes(kind, dtype):
+    loss, dx = svm_loss(kind(np.full((2, 5), 7.0), dtype), labels(kind, [4, 0]))
+    kind.assert_close(loss, 4.0)
+    kind.assert_close(dx, [[0.5, 0.5, 0.5, 0.5, -2.0], [-2.0, 0.5, 0.5, 0.5, 0.5]])
+
+
+@LOSSES
+def test_loss_and_gradient_keep_kind_device_and_dtype(kind, dtype, loss_function):
+    loss, dx = loss_function(kind(normals((3, 4)), dtype), labels(kind, [0, 1, 3]))
+    kind.check(loss, dtype, ())
+    kind.check(dx, dtype, (3, 4))
+
+
+@LOSSES
+def test_the_gradient_agrees_with_the_numerical_one(kind, loss_function):
+    scores, y = normals((4, 3)), labels(kind, [0, 1, 2, 0])
+    _, dx = loss_function(kind(scores), y)
+    numerical = eval_numerical_gradient(lambda x: loss_function(x, y)[0], kind.writable(scores), verbose=False)
+    assert rel_error(dx, numerical) < 1e-7
+
+
+@LOSSES
+def test_inputs_are_not_modified(kind, dtype, loss_function):
+    x, y = kind.writable(normals((3, 4)), dtype), kind.writable([0, 1, 3], "int64")
+    before = kind.to_numpy(x).copy()
+    loss_function(x, y)
+    kind.assert_close(x, before)
+    kind.assert_close(y, [0, 1, 3])
+
+
+@LOSSES
+@few_examples
+@given(n=st.integers(1, 6), c=st.integers(1, 6), seed=st.integers(0, 99))
+def test_any_shape_agrees_with_the_loops_written_out(kind, dtype, loss_function, n, c, seed):
+    x, y = normals((n, c), seed, dtype), np.random.default_rng(seed).integers(0, c, n)
+    loss, dx = loss_function(kind(x, dtype), labels(kind, y))
+    expected_loss, expected_dx = getattr(oracles, loss_function.__name__)(x, y)
+    kind.assert_close(loss, expected_loss, atol=SMALL_SUMS * EPS[dtype])
+    kind.assert_close(dx, expected_dx, atol=SMALL_SUMS * EPS[dtype])
+
+
+@LOSSES
+def test_one_class_costs_nothing(kind, dtype, loss_function):
+    loss, dx = loss_function(kind([[5.0], [-2.0]], dtype), labels(kind, [0, 0]))
+    kind.assert_close(loss, 0.0)
+    kind.assert_close(dx, np.zeros((2, 1)))
+
+
+@LOSSES
+@pytest.mark.parametrize("label_dtype", ["int8", "uint8", "int32", "int64", "uint64"])
+def test_labels_may_be_of_any_integer_dtype(kind, loss_function, label_dtype):
+    x = normals((3, 4))
+    loss, _ = loss_function(kind(x), labels(kind, [0, 1, 3], label_dtype))
+    expected, _ = getattr(oracles, loss_function.__name__)(x, np.array([0, 1, 3]))
+    kind.assert_close(loss, expected, rtol=SMALL_SUMS * EPS["float64"])
+
+
+@LOSSES
+def test_scores_need_not_be_contiguous(kind, dtype, loss_function):
+    x = normals((3, 4), 0, dtype)
+    loss, dx = loss_function(kind(np.repeat(x.T, 2, axis=1), dtype).T[::2, :], labels(kind, [0, 1, 3]))
+    expected_loss, expected_dx = getattr(oracles, loss_function.__name__)(x, np.array([0, 1, 3]))
+    kind.assert_close(loss, expected_loss, atol=SMALL_SUMS * EPS[dtype])
+    kind.assert_close(dx, expected_dx, atol=SMALL_SUMS * EPS[dtype])
+
+
+def test_softmax_depends_on_differences_of_scores_only(kind, dtype):
+    loss, dx = softmax_loss(kind([[1e4, 1e4 + 1.0]], dtype), labels(kind, [0]))
+    expected_loss, expected_dx = softmax_loss(kind([[0.0, 1.0]], dtype), labels(kind, [0]))
+    kind.assert_close(loss, kind.to_numpy(expected_loss))
+    kind.assert_close(dx, kind.to_numpy(expected_dx))
+
+
+def test_softmax_of_a_hopeless_score_is_its_distance_from_the_best(kind, dtype):
+    loss, dx = softmax_loss(kind([[0.0, 1e30]], dtype), labels(kind, [0]))
+    kind.assert_close(loss, 1e30, rtol=EPS[dtype])
+    kind.assert_close(dx, [[-1.0, 1.0]])
+
+
+@pytest.mark.parametrize("y", [0, 1])
+def test_softmax_stays_finite_at_the_ends_of_the_range(kind, dtype, y):
+    largest = 3e38 if dtype == "float32" else 1.7e308
+    loss, dx = softmax_loss(kind([[-largest, largest]], dtype), labels(kind, [y]))
+    assert np.isfinite(kind.to_numpy(loss))
+    kind.assert_close(dx, [[-1.0, 1.0]] if y == 0 else [[0.0, 0.0]])
+
+
+@LOSSES
+def test_tiny_scores_are_equal_scores(kind, dtype, loss_function):
+    tiny = float(np.finfo(dtype).tiny)
+    loss, dx = loss_function(kind([[tiny, -tiny]], dtype), labels(kind, [0]))
+    expected_loss, expected_dx = loss_function(kind([[0.0, 0.0]], dtype), labels(kind, [0]))
+    kind.assert_close(loss, kind.to_numpy(expected_loss))
+    kind.assert_close(dx, kind.to_numpy(expected_dx))
+
+
+def test_svm_of_huge_scores_is_their_difference(kind, dtype):
+    loss, dx = svm_loss(kind([[-1e30, 1e30]], dtype), labels(kind, [0]))
+    kind.assert_close(loss, 2e30, rtol=EPS[dtype])
+    kind.assert_close(dx, [[-1.0, 1.0]])
+
+
+@LOSSES
+@pytest.mark.parametrize(("y", "worst"), [([0, 3], 3), ([-1, 2], -1)])
+def test_labels_out_of_range_are_refused(kind, loss_function, y, worst):
+    if kind.backend.asynchronous:
+        pytest.skip("reading the labels would wait for the device")
+    expected = f"{loss_function.__name__}: expected labels from 0 to 2; received {worst}"
+    with pytest.raises(ValueError, match=expected):
+        loss_function(kind(np.zeros((2, 3))), labels(kind, y))
+
+
+@LOSSES
+def test_labels_that_are_no_integers_are_refused(kind, loss_function):
+    with pytest.raises(TypeError, match="expected integer labels y; received float64"):
+        loss_function(kind(np.zeros((2, 3))), kind([0.0, 1.0]))
+
+
+@LOSSES
+def test_scores_that_are_integers_are_refused(kind, loss_function):
+    with pytest.raises(TypeError, match="expected x of a floating-point dtype; received int64"):
+        loss_function(kind(np.zeros((2, 3)), "int64"), labels(kind, [0, 1]))
+
+
+@LOSSES
+@pytest.mark.parametrize(("x", "y"), [((2, 3), (3,)), ((2, 3), (2, 1)), ((6,), (6,)), ((2, 3, 1), (2,))])
+def test_shapes_that_do_not_fit_are_reported(kind, loss_function, x, y):
+    with pytest.raises(ValueError, match=r"expected x \(N, C\) and y \(N,\)") as error:
+        loss_function(kind(np.zeros(x)), kind(np.zeros(y), "int64"))
+    assert str(error.value).startswith(loss_function.__name__)
+    assert f"received x {x} and y {y}" in str(error.value)
+
+
+@LOSSES
+def test_a_batch_of_none_has_no_mean(kind, loss_function):
+    with pytest.raises(ValueError, match="expected at least one example; received none"):
+        loss_function(kind(np.zeros((0, 3))), kind(np.zeros(0), "int64"))
+
+
+@LOSSES
+@pytest.mark.parametrize("other", ["torch", "array-api-strict"])
+def test_kinds_that_mix_are_refused_and_each_is_named(loss_function, other):
+    backend = backends.get(other)
+    if not backend.is_available():
+        pytest.skip(backend.reason)
+    name = loss_function.__name__
+    with pytest.raises(
+        TypeError, match=rf"^{name}: expected x and y of one kind; received x: {backend.package}.*numpy"
+    ):
+        loss_function(backend.zeros((2, 3)), np.array([0, 1]))
+
+
+@LOSSES
+def test_devices_that_mix_are_refused_and_each_is_named(loss_function):
+    backend = backends.get("array-api-strict")
+    if not backend.is_available():
+        pytest.skip(backend.reason)
+    x = backends.get("array-api-strict:device1").zeros((2, 3))
+    with pytest.raises(
+        TypeError, match=r"expected x and y of one kind; received x: .*\(device device1\), y: .*\(device 0\)"
+    ):
+        loss_function(x, backend.zeros((2,), "int64"))

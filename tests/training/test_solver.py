@@ -1,0 +1,369 @@
+"""The training loop: the course's contract, and what goes beyond it."""
+
+import math
+import signal
+
+import numpy as np
+import pytest
+
+from xpnn import Model, Solver, backend
+from xpnn.errors import CheckpointError, SettingError
+from xpnn.layers import Affine, Dropout, ReLU, Sequential
+from xpnn.models import FullyConnectedNet
+from xpnn.training import Callback, EarlyStopping
+
+
+def clouds(num=60, classes=3, features=6, seed=0):
+    """Well separated clouds of points, one per class."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, num)
+    X = 4 * np.eye(classes, features)[y] + rng.standard_normal((num, features))
+    return X.astype(np.float32), y
+
+
+def make_data():
+    X, y = clouds(60)
+    X_val, y_val = clouds(30, seed=1)
+    return {"X_train": X, "y_train": y, "X_val": X_val, "y_val": y_val}
+
+
+def make_net(where="numpy", **kwargs):
+    settings = {"dropout": 0.25, "use_batchnorm": True, "weight_scale": None, "rng": 3} | kwargs
+    return FullyConnectedNet([8, 8], 6, 3, backend=where, **settings)
+
+
+def make_solver(model=None, **kwargs):
+    settings = {
+        "update_rule": "adam",
+        "optim_config": {"learning_rate": 1e-2},
+        "batch_size": 10,
+        "num_epochs": 4,
+        "seed": 5,
+        "verbose": False,
+    }
+    return Solver(make_net() if model is None else model, make_data(), **(settings | kwargs))
+
+
+class Spy(Callback):
+    def __init__(self):
+        self.events = []
+
+    def on_train_start(self, solver):
+        self.events.append("start")
+
+    def on_iteration(self, solver):
+        self.events.append(solver.iteration)
+
+    def on_epoch(self, solver, metrics):
+        self.events.append(metrics)
+
+    def on_train_end(self, solver):
+        self.events.append("end")
+
+
+class CourseModel:
+    """A linear classifier in the course's style: a plain dict of arrays, and a loss."""
+
+    def __init__(self, xp=np):
+        self.params = {"W": np.zeros((6, 3), np.float32), "b": np.zeros(3, np.float32)}
+
+    def loss(self, X, y=None):
+        scores = X @ self.params["W"] + self.params["b"]
+        if y is None:
+            return scores
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        loss = -np.log(p[np.arange(len(y)), y]).mean()
+        p[np.arange(len(y)), y] -= 1
+        return loss, {"W": X.T @ p / len(y), "b": p.sum(axis=0) / len(y)}
+
+
+def test_it_learns_on_every_kind(kind):
+    solver = make_solver(make_net(kind.backend), num_epochs=8)
+    solver.train()
+    assert solver.best_val_acc > 0.9
+    assert solver.loss_history[-1] < solver.loss_history[0] / 2
+
+
+def test_the_lines_are_the_courses(capsys):
+    make_solver(CourseModel(), update_rule="sgd", num_epochs=1, print_every=3, verbose=True).train()
+    first, epoch0, second, epoch1 = capsys.readouterr().out.splitlines()
+    assert first == "(Iteration 1 / 6) loss: 1.098612"  # log 3
+    assert epoch0.startswith("(Epoch 0 / 1) train acc: ")
+    assert second.startswith("(Iteration 4 / 6) loss: ")
+    assert epoch1.startswith("(Epoch 1 / 1) train acc: ")
+    assert "; val_acc: " in epoch1
+
+
+def test_histories_have_a_loss_an_iteration_and_an_accuracy_an_epoch():
+    solver = make_solver()
+    solver.train()
+    assert len(solver.loss_history) == 4 * 6
+    assert all(type(loss) is float for loss in solver.loss_history)
+    assert len(solver.train_acc_history) == len(solver.val_acc_history) == 5
+    assert solver.epoch == 4
+
+
+def test_one_iteration_an_epoch_still_gives_an_accuracy_for_epoch_0():
+    solver = make_solver(batch_size=100)
+    solver.train()
+    assert len(solver.loss_history) == 4
+    assert len(solver.val_acc_history) == 5
+
+
+def test_the_rate_decays_after_each_epoch():
+    spy = Spy()
+    solver = make_solver(lr_decay=0.5, num_epochs=2, callbacks=[spy])
+    solver.train()
+    rates = [e["learning_rate"] for e in spy.events if isinstance(e, dict)]
+    assert rates == [1e-2, 1e-2, 5e-3]
+    assert {config["learning_rate"] for config in solver.optim_configs.values()} == {2.5e-3}
+
+
+def test_a_schedule_multiplies_the_rate():
+    rates = []
+    solver = make_solver(schedule=lambda progress: 1 - progress, num_epochs=1)
+    solver.callbacks.append(
+        type("Rates", (Callback,), {"on_iteration": lambda s, x: rates.append(x.optimizer.learning_rate)})()
+    )
+    solver.train()
+    assert rates == pytest.approx([1e-2 * (1 - i / 6) for i in (1, 2, 3, 4, 5, 6)])
+
+
+def test_the_best_parameters_and_statistics_are_put_back():
+    solver = make_solver(num_epochs=6, optim_config={"learning_rate": 0.3})
+    kept = {}
+
+    class Keep(Callback):
+        def on_epoch(self, solver, metrics):
+            if metrics["val_acc"] > max(solver.val_acc_history[:-1], default=-1):
+                kept.update({k: np.array(v) for k, v in solver.model.state_dict().items()})
+
+    solver.callbacks.append(Keep())
+    solver.train()
+    assert solver.best_val_acc == max(solver.val_acc_history)
+    assert solver.check_accuracy(solver.X_val, solver.y_val) == solver.best_val_acc
+    for name, array in solver.model.state_dict().items():
+        np.testing.assert_array_equal(array, kept[name])
+
+
+def test_check_accuracy_counts_hits_over_uneven_batches(kind):
+    model = Model(Sequential(Affine(3)), (3,), backend=kind.backend)
+    model.params = {"affine1.W": np.eye(3), "affine1.b": np.zeros(3)}
+    data = {"X_train": np.eye(3), "y_train": np.arange(3), "X_val": np.eye(3), "y_val": np.arange(3)}
+    solver = Solver(model, data)
+    X, y = np.eye(3)[[0, 1, 2, 0, 1, 2, 0]], np.array([0, 1, 2, 1, 1, 2, 2])
+    assert solver.check_accuracy(kind(X), kind(y), batch_size=3) == 5 / 7
+
+
+def test_a_model_of_the_users_own_is_trained():
+    solver = make_solver(CourseModel(), update_rule="sgd_momentum", num_epochs=8)
+    solver.train()
+    assert solver.best_val_acc > 0.9
+    assert set(solver.best_params) == {"W", "b"}
+
+
+def test_a_rule_of_the_users_own_sees_one_parameter_at_a_time():
+    shapes = set()
+
+    def rule(w, dw, config=None):
+        shapes.add(w.shape)
+        return w - 0.1 * dw, config
+
+    solver = make_solver(update_rule=rule, optim_config={}, num_epochs=1)
+    solver.train()
+    assert shapes == {solver.model.params[name].shape for name in solver.model.params}
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_not():
+    losses = []
+    for seed in (5, 5, 6):
+        solver = make_solver(seed=seed)
+        solver.train()
+        losses.append(solver.loss_history)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_without_a_seed_numpys_decides():
+    losses = []
+    for _ in range(2):
+        np.random.seed(11)
+        solver = make_solver(FullyConnectedNet([8], 6, 3, dropout=0.5), seed=None)
+        solver.train()
+        losses.append(solver.loss_history)
+    assert losses[0] == losses[1]
+
+
+def test_callbacks_are_told_in_order():
+    spy = Spy()
+    make_solver(num_epochs=1, batch_size=30, callbacks=[spy]).train()
+    kinds = [event if not isinstance(event, dict) else ("epoch", event["epoch"]) for event in spy.events]
+    assert kinds == ["start", 1, ("epoch", 0), 2, ("epoch", 1), "end"]
+    metrics = spy.events[-2]
+    assert list(metrics) == ["epoch", "iteration", "loss", "train_acc", "val_acc", "learning_rate", "seconds"]
+
+
+def test_early_stopping_waits_as_long_as_it_was_told():
+    solver = make_solver(update_rule="sgd", optim_config={"learning_rate": 1e-30}, num_epochs=50)
+    solver.model.params = {name: np.zeros(w.shape) for name, w in solver.model.params.items()}
+    solver.callbacks.append(EarlyStopping(3))
+    solver.train()
+    assert solver.epoch == 3
+    assert solver.stop_reason == "validation accuracy has not risen for 3 epochs"
+
+
+def test_a_nan_stops_before_the_update_and_names_iteration_and_layer():
+    net = Model(Sequential(Affine(5), ReLU(), Affine(3)), (6,), rng=0)
+    solver = make_solver(net)
+
+    class Poison(Callback):
+        def on_iteration(self, solver):
+            if solver.iteration == 4:
+                solver.model.params["affine2.W"][0, 0] = math.nan
+
+    solver.callbacks.append(Poison())
+    with pytest.warns(RuntimeWarning, match=r"the loss is nan at iteration 5, first in layer affine2"):
+        solver.train()
+    assert solver.diverged
+    assert solver.iteration == 5
+    assert all(np.isfinite(w).all() for w in net.params.values())  # the best ones, put back
+
+
+@pytest.mark.parametrize("when", [3, 14])
+def test_ctrl_c_ends_after_the_iteration_and_training_goes_on_as_if_never_stopped(kind, tmp_path, when):
+    straight = make_solver(make_net(kind.backend))
+    straight.train()
+
+    class Interrupt(Callback):
+        def on_iteration(self, solver):
+            if solver.iteration == when:
+                signal.raise_signal(signal.SIGINT)
+
+        def on_train_end(self, solver):
+            solver.save(tmp_path / "c.safetensors")
+
+    first = make_solver(make_net(kind.backend), callbacks=[Interrupt()])
+    first.train()
+    assert (first.iteration, first.stop_reason) == (when, "interrupted")
+
+    second = make_solver(make_net(kind.backend, rng=99), seed=99)
+    second.resume(tmp_path / "c.safetensors")
+    second.train()
+    assert second.loss_history == straight.loss_history
+    assert second.val_acc_history == straight.val_acc_history
+    np.testing.assert_array_equal(kind.to_numpy(second.model.params.flat), kind.to_numpy(straight.model.params.flat))
+
+
+def test_train_takes_an_interrupted_run_up_again():
+    solver = make_solver()
+    solver.callbacks.append(
+        type("Stop", (Callback,), {"on_iteration": lambda s, x: x.stop("enough") if x.iteration == 7 else None})()
+    )
+    solver.train()
+    assert solver.iteration == 7
+    solver.train()
+    assert (solver.iteration, solver.stop_reason) == (24, "")
+
+
+def test_train_after_the_end_adds_epochs():
+    solver = make_solver(num_epochs=2)
+    solver.train()
+    solver.train()
+    assert solver.epoch == 4
+    assert len(solver.val_acc_history) == 5
+
+
+def test_a_run_is_resumed_on_another_backend(kind, tmp_path):
+    straight = make_solver()
+    straight.train()
+    half = make_solver(num_epochs=2, checkpoint_name=str(tmp_path / "run"))
+    half.train()
+    rest = make_solver(make_net(kind.backend))
+    rest.resume(tmp_path / "run_epoch_2.safetensors")
+    rest.train()
+    # float32 sums in another order, over 24 steps of adam
+    np.testing.assert_allclose(rest.loss_history, straight.loss_history, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 20}, "expected batch_size 20; received 10"),
+        ({"update_rule": "rmsprop"}, "expected update_rule 'rmsprop'; received 'adam'"),
+        ({"sampling": "shuffle"}, "expected sampling 'shuffle'; received 'replacement'"),
+        ({"model": make_net(use_batchnorm=False)}, "which the model does not have"),
+        ({"model": FullyConnectedNet([9, 8], 6, 3, dropout=0.1, use_batchnorm=True)}, r"W1: expected shape \(6, 9\)"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, changes, message):
+    make_solver().save(tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        make_solver(**changes).resume(tmp_path / "c.safetensors")
+
+
+def test_checkpoint_name_gives_a_file_an_epoch(tmp_path):
+    make_solver(num_epochs=2, checkpoint_name=str(tmp_path / "run")).train()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run_epoch_1.safetensors", "run_epoch_2.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"learning_rate": 1}, "unknown settings 'learning_rate'"),
+        ({"update_rule": "sdg"}, "expected one of sgd, .*received 'sdg'"),
+        ({"optim_config": {"lr": 1}}, "expected settings among learning_rate.*received 'lr'"),
+        ({"batch_size": 0}, "batch_size to be a whole number of at least 1; received 0"),
+        ({"num_epochs": 1.5}, "num_epochs to be a whole number of at least 1; received 1.5"),
+        ({"sampling": "all"}, "sampling to be one of replacement, shuffle; received 'all'"),
+        ({"schedule": "up"}, "schedule: expected one of constant, .*received 'up'"),
+    ],
+)
+def test_a_wrong_setting_is_a_value_error_that_names_it(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_solver(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y_train": np.full(60, 3)}, "expected labels y_train from 0 to 2; received 3"),
+        ({"y_val": np.full(30, -1)}, "expected labels y_val from 0 to 2; received -1"),
+        (
+            {"y_train": np.zeros(59, int)},
+            r"expected X_train \(N, ...\) and y_train \(N,\).*received \(60, 6\) and \(59,\)",
+        ),
+        ({"y_val": np.zeros(30)}, "expected integer labels y_val; received float64"),
+        ({"X_val": np.zeros((0, 6)), "y_val": np.zeros(0, int)}, "N > 0"),
+    ],
+)
+def test_wrong_data_are_named(change, message):
+    with pytest.raises(SettingError, match=message):
+        Solver(make_net(), make_data() | change)
+
+
+def test_missing_data_are_named():
+    data = make_data()
+    del data["X_val"]
+    with pytest.raises(SettingError, match="expected data to have X_val"):
+        Solver(make_net(), data)
+
+
+def test_a_queueing_backend_is_not_waited_for_between_checks(monkeypatch):
+    reads = []
+    numpy = type(backend.get("numpy"))
+    monkeypatch.setattr(numpy, "asynchronous", True)
+    monkeypatch.setattr(numpy, "to_numpy", lambda self, x: reads.append(x.shape) or np.asarray(x))
+    solver = make_solver(num_epochs=2)
+    solver.train()
+    assert reads == [(5,), (6,)]  # the losses of an epoch at once; the first iteration's is read alone
+    assert len(solver.loss_history) == 12
+
+
+def test_dropout_masks_differ_between_iterations_but_not_between_kinds(kind):
+    model = Model(Sequential(Dropout(0.5), Affine(3)), (6,), backend=kind.backend, rng=0)
+    twin = Model(Sequential(Dropout(0.5), Affine(3)), (6,), rng=0)
+    X = np.ones((4, 6), np.float32)
+    ours = [kind.to_numpy(model.net.layers["dropout1"].forward(kind(X), train=True)[0]) for _ in range(2)]
+    numpys = [twin.net.layers["dropout1"].forward(X, train=True)[0] for _ in range(2)]
+    np.testing.assert_array_equal(ours, numpys)
+    assert (ours[0] != ours[1]).any()
