@@ -32,7 +32,7 @@ def train(use_batchnorm: bool, weight_scale: float) -> Solver:
         input_dim=mean.size,
         use_batchnorm=use_batchnorm,
         weight_scale=weight_scale,
-        standardize=(mean, 1.0),
+        standardize=(mean, None),
         backend=where,
         rng=0,
     )

@@ -33,7 +33,7 @@ for p, color in ((0.0, "#E69F00"), (args.p or (0.6 if is_cifar10 else 0.3), "#00
         input_dim=mean.size,
         dropout=p,
         weight_scale=1e-2 if is_cifar10 else None,  # None: Kaiming's, from the layer's own width
-        standardize=(mean, 1.0),
+        standardize=(mean, None),
         backend=where,
         rng=0,
     )

@@ -35,7 +35,7 @@ learning_rates = {
 solvers = {}
 for rule, learning_rate in learning_rates.items():
     net = FullyConnectedNet(
-        [100] * 5, input_dim=mean.size, weight_scale=weight_scale, standardize=(mean, 1.0), backend=where, rng=0
+        [100] * 5, input_dim=mean.size, weight_scale=weight_scale, standardize=(mean, None), backend=where, rng=0
     )
     solver = Solver(
         net,

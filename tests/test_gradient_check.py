@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.oracles import normals
+from oracles import normals
 from xpnn.gradient_check import (
     eval_numerical_gradient,
     eval_numerical_gradient_array,

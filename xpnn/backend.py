@@ -44,7 +44,6 @@ class Backend:
     name = ""
     package = ""
     pip = ""
-    asynchronous = False  # True where work is queued, so that reading a value waits for the device
 
     def __init__(self, device_id: str = "") -> None:
         self.device_id = device_id
@@ -80,6 +79,11 @@ class Backend:
     @property
     def install(self) -> str:
         return self._diagnosis[1]
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether work is queued, so that reading a value waits for the device."""
+        return False
 
     def is_available(self) -> bool:
         return not self.reason
@@ -150,7 +154,10 @@ class NumPy(Backend):
 class CuPy(Backend):
     name = package = "cupy"
     pip = "'xpnn[cuda13]' (for a CUDA 12 driver 'xpnn[cuda12]')"
-    asynchronous = True
+
+    @property
+    def asynchronous(self) -> bool:
+        return True
 
     def _diagnose_device(self) -> tuple[str, str]:
         import cupy
@@ -208,6 +215,10 @@ class Torch(Backend):
         except Exception as error:
             return f"torch has no device {self.device_id!r} here: {_first_line(error)}", ""
         return "", ""
+
+    @property
+    def asynchronous(self) -> bool:
+        return self.device_id.startswith("cuda")
 
     def _device(self) -> Any:
         import torch

@@ -12,7 +12,7 @@ from xpnn import backend as backends
 from xpnn.backend import Backend
 from xpnn.data import Dataset
 from xpnn.errors import SettingError, XpnnError
-from xpnn.training import report
+from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, report
 from xpnn.training.run import (
     LEARNING_RATES,
     RunFolder,
@@ -79,8 +79,6 @@ def train(
     ] = None,
 ) -> None:
     """Train a net and keep its weights, metrics and curves."""
-    from xpnn.training.callbacks import Callback, Checkpoints, EarlyStopping, MetricsLog
-
     given = {
         "model": model, "hidden": _sizes(hidden), "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
         "lr": lr, "lr_decay": lr_decay, "schedule": schedule, "reg": reg, "dropout": dropout, "batchnorm": batchnorm,
@@ -315,6 +313,8 @@ def main() -> NoReturn:
         sys.exit(app(standalone_mode=False))
     except XpnnError as error:
         sys.exit(_fail(str(error)))
+    except OSError as error:  # a full disk, a folder that went away
+        sys.exit(_fail(f"{error.filename or 'output'}: {error.strerror or error}"))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

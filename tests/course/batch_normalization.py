@@ -1,4 +1,3 @@
-# ruff: noqa: F403, F405, NPY002, PERF401, UP032
 # A course notebook's cells, as its students wrote them. Only the import lines are xpnn's.
 import numpy as np
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
-from tests import oracles
-from tests.oracles import course_case, course_tolerance, few_examples
+import oracles
+from oracles import course_case, course_tolerance, few_examples
 from xpnn.layers import relu_backward, relu_forward
 
 

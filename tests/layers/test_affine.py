@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import oracles
-from tests.oracles import EPS, course_case, course_tolerance, few_examples, normals
+import oracles
+from oracles import EPS, course_case, course_tolerance, few_examples, normals
 from xpnn import backend as backends
 from xpnn.layers import affine_backward, affine_forward
 

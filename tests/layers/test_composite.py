@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.oracles import normals
+from oracles import normals
 from xpnn import layers
 
 

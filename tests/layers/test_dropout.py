@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.oracles import EPS, normals
+from oracles import EPS, normals
 from xpnn.layers import Dropout, ReLU, Sequential, dropout_backward, dropout_forward
 from xpnn.models import Model
 from xpnn.random import WEIGHTS, Generator
@@ -65,19 +65,19 @@ def test_another_seed_gives_another_mask(kind):
 
 
 def test_a_seed_disturbs_no_other_generator(kind):
-    np.random.seed(5)  # noqa: NPY002 - NumPy's global generator is what must stay as it is
-    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(5)
+    before = np.random.get_state()
     dropout_forward(kind(np.ones((4, 4))), {"p": 0.5, "mode": "train", "seed": 11})
-    after = np.random.get_state()  # noqa: NPY002
+    after = np.random.get_state()
     assert before[2:] == after[2:]
     np.testing.assert_array_equal(before[1], after[1])
 
 
 def test_without_a_seed_numpys_global_state_makes_a_script_reproducible(kind):
     x, param = kind(np.ones((20, 20))), {"p": 0.5, "mode": "train"}
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     first, second = (kind.to_numpy(dropout_forward(x, param)[0]) for _ in range(2))
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     kind.assert_close(dropout_forward(x, param)[0], first)
     assert (first != second).any()
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import oracles
-from tests.oracles import EPS, few_examples, normals
+import oracles
+from oracles import EPS, few_examples, normals
 from xpnn import backend as backends
 from xpnn.gradient_check import eval_numerical_gradient_array, rel_error
 from xpnn.layers import BatchNorm, Sequential, Standardize, batchnorm_backward, batchnorm_forward

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.oracles import EPS, normals
+from oracles import EPS, normals
 from xpnn import layers
 from xpnn.gradient_check import eval_numerical_gradient_array, rel_error
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.oracles import EPS, normals
+from oracles import EPS, normals
 from xpnn.errors import SettingError
 from xpnn.optim import RULES, Optimizer
 from xpnn.parameters import Parameters

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.oracles import COURSE, EPS, course_case, course_tolerance, normals
+from oracles import COURSE, EPS, course_case, course_tolerance, normals
 from xpnn import backend as backends
 from xpnn.optim import RULES, adam, rmsprop, sgd, sgd_momentum, sgd_nesterov_momentum
 

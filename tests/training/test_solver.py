@@ -351,7 +351,7 @@ def test_missing_data_are_named():
 def test_a_queueing_backend_is_not_waited_for_between_checks(monkeypatch):
     reads = []
     numpy = type(backend.get("numpy"))
-    monkeypatch.setattr(numpy, "asynchronous", True)
+    monkeypatch.setattr(numpy, "asynchronous", property(lambda self: True))
     monkeypatch.setattr(numpy, "to_numpy", lambda self, x: reads.append(x.shape) or np.asarray(x))
     solver = make_solver(num_epochs=2)
     solver.train()

@@ -135,24 +135,24 @@ class Standardize(Layer):
 
     Parameters
     ----------
-    mean, std : float or array
+    mean : float or array
         Of the shape of one example, or one that broadcasts to it.
+    std : float or array, optional
+        The same; None to subtract the mean alone.
 
     The two are state: saved with the model and restored from a checkpoint.
     """
 
-    def __init__(self, mean: Any = 0.0, std: Any = 1.0, name: str = "") -> None:
+    def __init__(self, mean: Any = 0.0, std: Any = None, name: str = "") -> None:
         super().__init__(name)
-        self.mean, self.std = mean, std
+        self.statistics = {"mean": mean} if std is None else {"mean": mean, "std": std}
 
     def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        return {
-            "mean": Spec(input_shape, initializers.constant(self.mean)),
-            "std": Spec(input_shape, initializers.constant(self.std)),
-        }
+        return {key: Spec(input_shape, initializers.constant(value)) for key, value in self.statistics.items()}
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        return (x - self.state["mean"]) / self.state["std"], None
+        centered = x - self.state["mean"]
+        return (centered / self.state["std"] if "std" in self.state else centered), None
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        return dout / self.state["std"], {}
+        return (dout / self.state["std"] if "std" in self.state else dout), {}

@@ -41,7 +41,7 @@ class FullyConnectedNet(CourseModel):
     backend, rng
         As for `Model`.
     standardize : (mean, std), optional
-        Arrays or numbers for a first layer ``(x - mean) / std``, so that the net takes raw images.
+        Arrays or numbers for a first layer ``(x - mean) / std``, so that the net takes raw images; std may be None.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class FullyConnectedNet(CourseModel):
         *,
         backend: str | Backend | None = None,
         rng: Generator | int | None = None,
-        standardize: tuple[Array | float, Array | float] | None = None,
+        standardize: tuple[Array | float, Array | float | None] | None = None,
     ) -> None:
         self.use_batchnorm = use_batchnorm
         self.use_dropout = dropout > 0

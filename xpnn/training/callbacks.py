@@ -1,37 +1,10 @@
-"""What may be done along the way of a training run."""
+"""Callbacks that come with xpnn."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from xpnn.training import checkpoint
-
-if TYPE_CHECKING:
-    from xpnn.training.solver import Solver
-
-Metrics = dict[str, Any]
-
-
-class Callback:
-    """Base of callbacks; every method does nothing unless a subclass says so.
-
-    A callback may end the training with ``solver.stop("the reason")``.
-    """
-
-    def on_train_start(self, solver: "Solver") -> None:
-        """Before the first iteration."""
-
-    def on_iteration(self, solver: "Solver") -> None:
-        """After each update. Reading a loss here makes the loop wait for the device."""
-
-    def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
-        """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds.
-
-        Epoch 0 is the check after the first iteration.
-        """
-
-    def on_train_end(self, solver: "Solver") -> None:
-        """After the last iteration, however it came about; the parameters are still those of that iteration."""
+from xpnn.training.solver import Callback, Metrics, Solver
 
 
 class EarlyStopping(Callback):
@@ -42,7 +15,7 @@ class EarlyStopping(Callback):
             raise ValueError(f"EarlyStopping: expected a patience of at least 1 epoch; received {patience}")
         self.patience = patience
 
-    def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
+    def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         history = solver.val_acc_history
         waited = len(history) - 1 - history.index(max(history))
         if waited >= self.patience:
@@ -55,7 +28,7 @@ class MetricsLog(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
+    def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         if metrics["epoch"] > 0:
             with self.path.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -68,16 +41,16 @@ class Checkpoints(Callback):
         self.folder = folder
         self.best = -1.0
 
-    def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
+    def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         self._save_last(solver)
         if solver.best_val_acc > self.best:
             self.best = solver.best_val_acc
             meta = {"epoch": metrics["epoch"], "val_acc": solver.best_val_acc}
             checkpoint.save(self.folder / "best.safetensors", solver.best_arrays(), meta)
 
-    def on_train_end(self, solver: "Solver") -> None:
+    def on_train_end(self, solver: Solver) -> None:
         if not solver.diverged:  # the last epoch's weights are worth more than these
             self._save_last(solver)
 
-    def _save_last(self, solver: "Solver") -> None:
+    def _save_last(self, solver: Solver) -> None:
         solver.save(self.folder / "last.safetensors")

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpnn.training import checkpoint
-from xpnn.training.callbacks import Callback, Metrics
-from xpnn.training.solver import Solver
+from xpnn.training.solver import Callback, Metrics, Solver
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,7 @@ from xpnn.errors import CheckpointError, SettingError
 from xpnn.models import FullyConnectedNet, Model
 from xpnn.optim import RULES, SCHEDULES
 from xpnn.training import checkpoint
-from xpnn.training.callbacks import Callback
-from xpnn.training.solver import Solver
+from xpnn.training.solver import Callback, Solver
 
 MODELS = ("fc", "two-layer")
 DTYPES = ("float32", "float64")
@@ -138,7 +137,7 @@ def load_data(settings: Settings) -> Dataset:
 
 def build_model(settings: Settings, dataset: Dataset) -> Model:
     """Return the untrained model of a run; it takes the data set's raw images."""
-    mean, std = dataset.mean_image, 1.0
+    mean, std = dataset.mean_image, None
     if settings.preprocess == "standardize":
         std = float(np.sqrt(np.mean(np.square(dataset.X_train - mean.astype(np.float32)), dtype=np.float64)))
     return FullyConnectedNet(

@@ -1,14 +1,10 @@
 """The training loop."""
 
-import contextlib
 import math
 import os
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xpnn import backend as backends
@@ -20,7 +16,31 @@ from xpnn.optim import Optimizer, schedules
 from xpnn.parameters import Parameters
 from xpnn.random import BATCHES, EVALUATION, as_generator
 from xpnn.training import checkpoint
-from xpnn.training.callbacks import Callback, Metrics
+from xpnn.training.interrupt import deferred_interrupt
+
+Metrics = dict[str, Any]
+
+
+class Callback:
+    """What may be done along the way; every method does nothing unless a subclass says so.
+
+    A callback may end the training with ``solver.stop("the reason")``.
+    """
+
+    def on_train_start(self, solver: "Solver") -> None:
+        """Before the first iteration."""
+
+    def on_iteration(self, solver: "Solver") -> None:
+        """After each update. Reading a loss here makes the loop wait for the device."""
+
+    def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
+        """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds.
+
+        Epoch 0 is the check after the first iteration.
+        """
+
+    def on_train_end(self, solver: "Solver") -> None:
+        """After the last iteration, even where an error ended it; the parameters are those of that iteration."""
 
 
 class Solver:
@@ -102,11 +122,8 @@ class Solver:
     ) -> None:
         if unknown:
             raise SettingError(f"Solver: received unknown settings {', '.join(map(repr, unknown))}")
-        for name, value in (
-            ("batch_size", batch_size),
-            ("num_epochs", num_epochs),
-            ("print_every", print_every),
-        ):
+        whole = {"batch_size": batch_size, "num_epochs": num_epochs, "print_every": print_every}
+        for name, value in whole.items():
             if value != int(value) or value < 1:
                 raise SettingError(f"Solver: expected {name} to be a whole number of at least 1; received {value!r}")
         if sampling not in SAMPLINGS:
@@ -189,29 +206,35 @@ class Solver:
         self.stop_reason, self.diverged = "", False
         started = time.perf_counter() - self.seconds
         self._set_learning_rate()
-        with _deferred_interrupt(self.stop):
-            self._notify("on_train_start")
-            while self.iteration < self.num_iterations and not self.stop_reason:
-                rate = self.optimizer.learning_rate
-                self._step()
-                epoch_ends = self.iteration % self.iterations_per_epoch == 0
-                self.epoch += epoch_ends
-                self._set_learning_rate()
-                if self.verbose and (self.iteration - 1) % self.print_every == 0:
-                    progress = f"{self.iteration} / {self.num_iterations}"
-                    print(f"(Iteration {progress}) loss: {self.loss_history[-1]:f}")
-                self.seconds = time.perf_counter() - started
-                self._notify("on_iteration")
-                if self.iteration == 1:
-                    self._check(0, rate)
-                if epoch_ends and not self.diverged:
-                    self._check(self.epoch, rate)
-                self.seconds = time.perf_counter() - started
-            self._read_losses()
-            self._notify("on_train_end")
+        with deferred_interrupt(self.stop):
+            try:
+                self._notify("on_train_start")
+                while self.iteration < self.num_iterations and not self.stop_reason:
+                    self._iterate()
+                    self.seconds = time.perf_counter() - started
+                self._read_losses()
+            finally:
+                self._notify("on_train_end")
         self._restore_best()
         if self.stop_reason and self.verbose:
             print(f"Stopped at iteration {self.iteration} / {self.num_iterations}: {self.stop_reason}")
+
+    def _iterate(self) -> None:
+        """One step, and what is due after it."""
+        rate = self.optimizer.learning_rate
+        self._step()
+        epoch_ends = self.iteration % self.iterations_per_epoch == 0
+        self.epoch += epoch_ends
+        self._set_learning_rate()
+        if self.verbose and (self.iteration - 1) % self.print_every == 0:
+            print(f"(Iteration {self.iteration} / {self.num_iterations}) loss: {self.loss_history[-1]:f}")
+        self._notify("on_iteration")
+        if self.iteration == 1:
+            self._check(0, rate)
+        if epoch_ends:
+            self._read_losses()
+            if not self.diverged:
+                self._check(self.epoch, rate)
 
     def _step(self) -> None:
         """One batch: gather, loss and gradients, update."""
@@ -400,21 +423,3 @@ def _copy(arrays: Mapping[str, Array]) -> Any:
     if isinstance(arrays, Parameters):
         return arrays.copy()
     return {name: backends.namespace(a).asarray(a, copy=True) for name, a in arrays.items()}
-
-
-@contextlib.contextmanager
-def _deferred_interrupt(stop: Callable[[str], None]) -> Iterator[None]:
-    """Let the first Ctrl-C call `stop`, so that no iteration is cut in half; the second interrupts as ever."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield
-        return
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, previous)
-        stop("interrupted")
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

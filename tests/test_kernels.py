@@ -1,0 +1,162 @@
+"""Fast paths agree with their definitions; the CUDA sources' arithmetic is checked on the host."""
+
+import ctypes
+import importlib
+import inspect
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpnn.kernels
+from xpnn import backend as backends
+from xpnn import kernels, random
+
+PHILOX_CU = Path(xpnn.kernels.__file__).parent / "cupy" / "philox.cu"
+
+WRAPPER = f"""
+#include "{PHILOX_CU.as_posix()}"
+extern "C" void draw(u64 seed, u64 stream, u64 counter, u64 blocks, u64* out) {{
+    for (u64 i = 0; i < blocks; ++i) philox_block(seed, stream, counter + 1 + i, out + 4 * i);
+}}
+extern "C" void block(u64 seed, u64 stream, u64 counter, u64* out) {{ philox_block(seed, stream, counter, out); }}
+"""
+
+# For every registered function: calls that its kernel has to answer as the definition does.
+CALLS = {
+    "random.philox": [
+        (0, 0, 0, 0),
+        (0, 0, 0, 1),
+        (1, 2, 3, 5),
+        (2**64 - 1, 2**63, 2**32 - 1, 4096),
+        (5, 0, 0, 100_003),
+        (5, 6, 2**64 - 2, 12),
+    ],
+}
+
+
+def registered():
+    """The table with the kernels of every library that is available here."""
+    for name in backends.BACKENDS:
+        if backends.get(name).is_available():
+            kernels.load(name)
+    return sorted(kernels.TABLE.items())
+
+
+def definition(function):
+    module, _, name = function.rpartition(".")
+    return getattr(importlib.import_module(f"xpnn.{module}"), name)
+
+
+def python(code, **environment):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_kernel_has_the_signature_of_its_definition():
+    for (function, library), fast in registered():
+        received, expected = (inspect.signature(f).parameters for f in (fast, definition(function)))
+        assert list(received.values()) == list(expected.values()), f"{function} on {library}"
+
+
+def test_every_kernel_gives_the_results_of_its_definition():
+    for (function, library), fast in registered():
+        assert function in CALLS, f"{function}: no calls to compare with"
+        for args in CALLS[function]:
+            expected = definition(function)(*args)
+            received = fast(*args)
+            assert backends.library_of(received) == library
+            received = backends.to_numpy(received)
+            assert received.dtype == expected.dtype
+            np.testing.assert_array_equal(received, expected, err_msg=f"{function} on {library}: {args}")
+
+
+def test_a_function_without_a_kernel_has_no_fast_path():
+    assert kernels.fast_path("random.philox", "numpy") is None
+    assert kernels.fast_path("no.such.function", "numpy") is None
+
+
+def test_a_library_without_kernels_loads_nothing():
+    kernels.load("array-api-strict")
+
+
+REGISTER = """
+from xpnn import kernels
+@kernels.kernel("random.philox", "numpy")
+def fast(seed, stream, counter, n): ...
+print(kernels.fast_path("random.philox", "numpy") is fast)
+"""
+
+
+def test_a_registered_kernel_is_found():
+    assert python(REGISTER, XPNN_FAST="1") == "True"
+
+
+def test_xpnn_fast_0_switches_every_kernel_off():
+    assert python(REGISTER, XPNN_FAST="0") == "False"
+
+
+def test_a_generator_draws_through_the_kernel(monkeypatch):
+    calls = []
+
+    def fast(seed, stream, counter, n):
+        calls.append((seed, stream, counter, n))
+        return random.philox(seed, stream, counter, n)
+
+    monkeypatch.setattr(random, "fast_path", lambda function, library: {("random.philox", "numpy"): fast}[function, library])
+    received = random.Generator(1, 2, 3).integers(0, 100, 6, backend="numpy")
+    assert calls == [(1, 2, 3, 6)]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(received, random.Generator(1, 2, 3).integers(0, 100, 6))
+
+
+@pytest.fixture(scope="module")
+def philox_on_the_host(tmp_path_factory):
+    """philox.cu compiled as plain C++."""
+    compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler was found")
+    folder = tmp_path_factory.mktemp("philox")
+    (folder / "wrapper.cpp").write_text(WRAPPER)
+    library = folder / "philox.so"
+    command = [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(folder / "wrapper.cpp")]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def words(*values):
+    return (ctypes.c_uint64(value) for value in values)
+
+
+def draw_on_the_host(library, seed, stream, counter, blocks):
+    out = np.empty(4 * blocks, dtype=np.uint64)
+    library.draw(*words(seed, stream, counter, blocks), out.ctypes.data_as(ctypes.c_void_p))
+    return out
+
+
+def test_philox_cu_gives_the_known_answer_of_its_authors(philox_on_the_host):
+    out = np.empty(4, dtype=np.uint64)
+    philox_on_the_host.block(*words(0, 0, 0), out.ctypes.data_as(ctypes.c_void_p))
+    # Random123's kat_vectors: philox4x64 10, counter and key zero
+    assert out.tolist() == [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("stream", [0, 16, 2**64 - 1])
+@pytest.mark.parametrize("counter", [0, 1, 2**32 - 2, 2**63 - 1, 2**64 - 6])
+def test_philox_cu_gives_the_bits_of_numpys_philox(philox_on_the_host, seed, stream, counter):
+    received = draw_on_the_host(philox_on_the_host, seed, stream, counter, 5)
+    np.testing.assert_array_equal(received, random.philox(seed, stream, counter, 20))
+
+
+def test_philox_cu_carries_past_the_last_64_bit_counter_as_numpy_does(philox_on_the_host):
+    received = draw_on_the_host(philox_on_the_host, 5, 6, 2**64 - 2, 3)
+    np.testing.assert_array_equal(received, random.philox(5, 6, 2**64 - 2, 12))
