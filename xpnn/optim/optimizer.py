@@ -3,10 +3,13 @@
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from xpnn import backend as backends
 from xpnn.backend import Array, namespace
 from xpnn.errors import SettingError
 from xpnn.optim.rules import RULES, Config, Rule
 from xpnn.parameters import Parameters
+
+BLOCK = 65_536  # numbers: a rule's temporaries then fit a CPU core's cache
 
 
 class Optimizer:
@@ -50,12 +53,14 @@ class Optimizer:
                     expected = ", ".join((*defaults, *self.state_names))
                     raise SettingError(f"{self.rule.__name__}: expected settings among {expected}; received {name!r}")
         self._shared = params if isinstance(params, Parameters) and defaults is not None else None
-        zeros = {
-            name: {key: namespace(w).zeros_like(w) for key in self.state_names} for name, w in self._by_group(params)
-        }
-        self.groups: dict[str, Config] = {
-            name: {**(defaults or {}), **state, **config} for name, state in zeros.items()
-        }
+        self.groups: dict[str, Config] = {name: self._first_config(w, config) for name, w in self._by_group(params)}
+
+    def _first_config(self, w: Array, config: Config) -> Config:
+        """The config for an array before the first step: state is there from the start, and the optimizer's own."""
+        xp = namespace(w)
+        given = {key: xp.asarray(config[key], copy=True) for key in self.state_names if key in config}
+        zeros = {key: xp.zeros_like(w) for key in self.state_names}
+        return {**getattr(self.rule, "defaults", {}), **config, **zeros, **given}
 
     def _by_group(self, arrays: Mapping[str, Array]) -> list[tuple[str, Array]]:
         """The arrays that the rule runs on: the whole buffer, or one parameter after the other."""
@@ -71,11 +76,23 @@ class Optimizer:
         """Update the parameters in place, given their gradients."""
         gradient = dict(self._by_group(grads))
         for name, w in self._by_group(self.params):
-            next_w, self.groups[name] = self.rule(w, gradient[name], self.groups[name])
             if self._shared is None:
-                self.params[name] = next_w
+                self.params[name], self.groups[name] = self.rule(w, gradient[name], self.groups[name])
             else:
-                w[...] = next_w
+                self._update(w, gradient[name], self.groups[name])
+
+    def _update(self, w: Array, dw: Array, config: Config) -> None:
+        """Run the rule over a buffer in place, block by block where one after the other stays in the CPU's cache."""
+        size = w.shape[0]
+        length = max(size, 1) if backends.of(w).asynchronous else BLOCK
+        after = config
+        for start in range(0, size, length):
+            block = slice(start, min(start + length, size))
+            before = {**config, **{key: config[key][block] for key in self.state_names}}
+            w[block], after = self.rule(w[block], dw[block], before)
+            for key in self.state_names:
+                config[key][block] = after[key]
+        config.update({key: value for key, value in after.items() if key not in self.state_names})
 
     @property
     def learning_rate(self) -> float | None:
