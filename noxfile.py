@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 
 TEST = ["pytest>=8", "hypothesis>=6"]
-STRICT = ["array-api-strict>=2.4"]
+STRICT = ["array-api-strict>=2.6"]
 TORCH = ["torch==2.13.0"]
 OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  # numpy, by Python
 

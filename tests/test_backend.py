@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import xpnn
 from xpnn import backend as backends
 from xpnn.backend import CuPy, NumPy, Strict, Torch, dtype_name, library_of, namespace, one_kind
 from xpnn.errors import BackendUnavailable, SettingError, XpnnError
@@ -111,7 +112,9 @@ def test_an_available_backend_has_no_reason():
     [(Torch, "torch", "torch"), (Strict, "array_api_strict", "array-api-strict"), (CuPy, "cupy", r"'xpnn\[cuda13\]'")],
 )
 def test_a_missing_library_is_named_with_what_installs_it(monkeypatch, cls, package, pip):
-    monkeypatch.setattr(importlib, "import_module", raising(ModuleNotFoundError(f"No module named {package!r}", name=package)))
+    monkeypatch.setattr(
+        importlib, "import_module", raising(ModuleNotFoundError(f"No module named {package!r}", name=package))
+    )
     backend = cls()
     assert not backend.is_available()
     assert backend.reason == f"{package} is not installed"
@@ -138,7 +141,9 @@ def test_an_error_without_a_message_is_named(monkeypatch):
 
 
 def test_an_unavailable_backend_makes_no_arrays(monkeypatch):
-    monkeypatch.setattr(importlib, "import_module", raising(ModuleNotFoundError("No module named 'torch'", name="torch")))
+    monkeypatch.setattr(
+        importlib, "import_module", raising(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    )
     with pytest.raises(BackendUnavailable, match="torch is not installed"):
         Torch().asarray([1.0])
 
@@ -282,7 +287,9 @@ def test_of_refuses_what_is_no_array():
         backends.of([1.0])
 
 
-@pytest.mark.parametrize(("name", "default"), [("torch:cpu", "torch"), ("array-api-strict:CPU_DEVICE", "array-api-strict")])
+@pytest.mark.parametrize(
+    ("name", "default"), [("torch:cpu", "torch"), ("array-api-strict:CPU_DEVICE", "array-api-strict")]
+)
 def test_the_default_device_by_name_is_the_default(name, default):
     available(default)
     assert backends.of(backends.get(name).zeros((1,))) is backends.get(name)
@@ -312,7 +319,8 @@ def test_dtype_name_of_every_librarys_dtypes(library, name):
 
 
 @pytest.mark.parametrize(
-    ("given", "name"), [("float32", "float32"), (float, "float64"), (np.float32, "float32"), (np.dtype("<f4"), "float32")]
+    ("given", "name"),
+    [("float32", "float32"), (float, "float64"), (np.float32, "float32"), (np.dtype("<f4"), "float32")],
 )
 def test_dtype_name_of_other_ways_to_say_it(given, name):
     assert dtype_name(given) == name
@@ -328,7 +336,9 @@ def test_the_namespace_follows_the_arrays(kind):
 
 def test_kinds_that_mix_have_no_namespace():
     strict = available("array-api-strict")
-    with pytest.raises(TypeError, match=r"expected arrays of one kind; received numpy\.ndarray, array_api_strict\.Array"):
+    with pytest.raises(
+        TypeError, match=r"expected arrays of one kind; received numpy\.ndarray, array_api_strict\.Array"
+    ):
         namespace(np.ones(1), strict.zeros((1,)))
 
 
@@ -356,7 +366,9 @@ def test_the_door_of_a_function_lets_one_kind_in(kind, dtype):
 def test_the_door_of_a_function_names_it_and_every_argument():
     strict = available("array-api-strict:device1")
     x, y = np.ones(1), strict.zeros((1,))
-    message = r"^f: expected x and y of one kind; received x: numpy\.ndarray, y: array_api_strict\.Array \(device device1\)$"
+    message = (
+        r"^f: expected x and y of one kind; received x: numpy\.ndarray, y: array_api_strict\.Array \(device device1\)$"
+    )
     with pytest.raises(TypeError, match=message):
         one_kind("f", x=x, y=y)
 
@@ -385,8 +397,6 @@ def test_the_mathematical_rooms_import_numpy_alone(statement):
 
 
 def test_the_package_offers_its_rooms_and_models():
-    import xpnn
-
     for name in xpnn.__all__:
         assert getattr(xpnn, name) is not None
     assert set(xpnn.__all__) <= set(dir(xpnn))

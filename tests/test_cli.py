@@ -216,6 +216,19 @@ def test_info_names_every_backend_and_what_auto_takes(xpnn):
         assert name in out
 
 
+def test_version_is_the_packages(xpnn):
+    from xpnn import __version__
+
+    assert xpnn("--version") == (0, f"xpnn {__version__}\n", "")
+
+
+def test_a_bare_command_shows_the_help(xpnn):
+    status, out, err = xpnn()
+    assert status in (0, 2)  # by typer's version
+    assert err == ""
+    assert "compare" in out
+
+
 def test_the_environment_names_a_backend(xpnn, monkeypatch):
     monkeypatch.setenv("XPNN_BACKEND", "jax")
     assert xpnn("train", *QUICK[2:])[2].startswith("xpnn: backend: expected one of numpy, cupy")

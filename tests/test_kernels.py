@@ -1,8 +1,10 @@
 """Fast paths agree with their definitions; the CUDA sources' arithmetic is checked on the host."""
 
+import contextlib
 import ctypes
 import importlib
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -39,9 +41,9 @@ CALLS = {
 
 
 def registered():
-    """The table with the kernels of every library that is available here."""
+    """The table with the kernels of every library that is installed here, whether or not it finds a device."""
     for name in backends.BACKENDS:
-        if backends.get(name).is_available():
+        with contextlib.suppress(ModuleNotFoundError):
             kernels.load(name)
     return sorted(kernels.TABLE.items())
 
@@ -52,8 +54,6 @@ def definition(function):
 
 
 def python(code, **environment):
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -62,17 +62,24 @@ def python(code, **environment):
 
 
 def test_every_kernel_has_the_signature_of_its_definition():
+    if not registered():
+        pytest.skip("no library with kernels is installed")
     for (function, library), fast in registered():
         received, expected = (inspect.signature(f).parameters for f in (fast, definition(function)))
         assert list(received.values()) == list(expected.values()), f"{function} on {library}"
 
 
+def test_every_kernel_has_calls_to_compare():
+    assert {function for (function, _), _ in registered()} <= CALLS.keys()
+
+
 def test_every_kernel_gives_the_results_of_its_definition():
-    for (function, library), fast in registered():
-        assert function in CALLS, f"{function}: no calls to compare with"
+    usable = [entry for entry in registered() if backends.get(entry[0][1]).is_available()]
+    if not usable:
+        pytest.skip("no library with kernels is available here")
+    for (function, library), fast in usable:
         for args in CALLS[function]:
-            expected = definition(function)(*args)
-            received = fast(*args)
+            expected, received = definition(function)(*args), fast(*args)
             assert backends.library_of(received) == library
             received = backends.to_numpy(received)
             assert received.dtype == expected.dtype
@@ -111,7 +118,9 @@ def test_a_generator_draws_through_the_kernel(monkeypatch):
         calls.append((seed, stream, counter, n))
         return random.philox(seed, stream, counter, n)
 
-    monkeypatch.setattr(random, "fast_path", lambda function, library: {("random.philox", "numpy"): fast}[function, library])
+    monkeypatch.setattr(
+        random, "fast_path", lambda function, library: {("random.philox", "numpy"): fast}[function, library]
+    )
     received = random.Generator(1, 2, 3).integers(0, 100, 6, backend="numpy")
     assert calls == [(1, 2, 3, 6)]
     monkeypatch.undo()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+import xpnn
 from xpnn import backend as backends
 from xpnn.backend import Backend
 from xpnn.data import Dataset
@@ -48,6 +49,13 @@ DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10
 OutOption = Annotated[str | None, typer.Option(help="New folder for the results; by default one under runs/.")]
 
 
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        _say(f"xpnn {xpnn.__version__}")
+        raise typer.Exit
+
+
 @app.command()
 def train(
     dataset: Annotated[str | None, typer.Argument(help="digits, which ships with xpnn (default), or cifar10.")] = None,
@@ -78,7 +86,10 @@ def train(
         typer.Option(help="Folder of a run to train on, with its settings; --epochs and --backend may change."),
     ] = None,
 ) -> None:
-    """Train a net and keep its weights, metrics and curves."""
+    """Train a net and keep its weights, metrics and curves.
+
+    What is not given takes a value that suits the data set; config.json in the run's folder has them all.
+    """
     given = {
         "model": model, "hidden": _sizes(hidden), "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
         "lr": lr, "lr_decay": lr_decay, "schedule": schedule, "reg": reg, "dropout": dropout, "batchnorm": batchnorm,
@@ -237,7 +248,6 @@ def info() -> None:
     """Show backends, devices and versions, what is missing and what installs it."""
     import platform
 
-    import xpnn
     from xpnn import kernels
 
     _say(f"xpnn {xpnn.__version__}, Python {platform.python_version()}, {platform.platform()}")
@@ -326,5 +336,6 @@ def main() -> NoReturn:
 
 
 def _fail(message: str) -> int:
-    print(f"xpnn: {' '.join(message.split())}", file=sys.stderr)
+    if message:  # none for a bare `xpnn`, which has printed its help
+        print(f"xpnn: {' '.join(message.split())}", file=sys.stderr)
     return 2
