@@ -184,6 +184,7 @@ def compare(
         for label, s in solvers.items()
     ]
     report.table(console, "", ("rule", "learning rate", "last loss", "train acc", "val acc"), rows)
+    folder.write_histories(solvers)
     picture = folder.path / "comparison.png"
     report.plot_comparison(picture, solvers, f"{dataset}: update rules from the same first weights")
     _say(f"figure in {picture}")

@@ -148,8 +148,11 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: Path) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for axes in figure.axes:
         axes.grid(alpha=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     checkpoint.write_whole(path, lambda partial: figure.savefig(partial, dpi=120))
 

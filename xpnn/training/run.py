@@ -228,9 +228,13 @@ class RunFolder:
             "platform": platform.platform(),
             "processor": backends.get("numpy").device_name(),
         }
-        checkpoint.write_whole(
-            self.config, lambda partial: Path(partial).write_text(json.dumps(config, indent=2) + "\n")
-        )
+        _write_text(self.config, json.dumps(config, indent=2) + "\n")
+
+    def write_histories(self, solvers: Mapping[str, Solver]) -> None:
+        """Write ``comparison.json``: losses and accuracies of several runs by name."""
+        names = ("loss_history", "train_acc_history", "val_acc_history")
+        values = {label: {name: getattr(solver, name) for name in names} for label, solver in solvers.items()}
+        _write_text(self.path / "comparison.json", json.dumps(values) + "\n")
 
     def read_settings(self) -> Settings:
         """Return the settings that the run was made with.
@@ -252,9 +256,11 @@ class RunFolder:
         """Drop the lines after `epoch`, which a resumed run writes again."""
         if self.metrics.exists():
             lines = [line for line in self.metrics.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
-            checkpoint.write_whole(
-                self.metrics, lambda partial: Path(partial).write_text("".join(f"{x}\n" for x in lines))
-            )
+            _write_text(self.metrics, "".join(f"{line}\n" for line in lines))
+
+
+def _write_text(path: Path, text: str) -> None:
+    checkpoint.write_whole(path, lambda partial: Path(partial).write_text(text))
 
 
 def load_best(folder: RunFolder, changes: Mapping[str, Any]) -> tuple[Model, Dataset, dict[str, Any]]:
