@@ -22,9 +22,9 @@ PHILOX_CU = Path(xpnn.kernels.__file__).parent / "cupy" / "philox.cu"
 WRAPPER = f"""
 #include "{PHILOX_CU.as_posix()}"
 extern "C" void draw(u64 seed, u64 stream, u64 counter, u64 blocks, u64* out) {{
-    for (u64 i = 0; i < blocks; ++i) philox_block(seed, stream, counter + 1 + i, out + 4 * i);
+    for (u64 i = 0; i < blocks; ++i) philox_draw(seed, stream, counter, i, out + 4 * i);
 }}
-extern "C" void block(u64 seed, u64 stream, u64 counter, u64* out) {{ philox_block(seed, stream, counter, out); }}
+extern "C" void block(u64 seed, u64 stream, u64 counter, u64* out) {{ philox_block(seed, stream, counter, 0, out); }}
 """
 
 # For every registered function: calls that its kernel has to answer as the definition does.

@@ -119,6 +119,12 @@ def test_softmax_depends_on_differences_of_scores_only(kind, dtype):
     kind.assert_close(dx, kind.to_numpy(expected_dx))
 
 
+def test_softmax_takes_each_example_by_itself_however_far_apart_their_scores_are(kind, dtype):
+    loss, dx = softmax_loss(kind([[-1e4, -1e4], [1e4, 1e4]], dtype), labels(kind, [0, 1]))
+    kind.assert_close(loss, math.log(2), rtol=2 * EPS[dtype])
+    kind.assert_close(dx, [[-0.25, 0.25], [0.25, -0.25]])
+
+
 def test_softmax_of_a_hopeless_score_is_its_distance_from_the_best(kind, dtype):
     loss, dx = softmax_loss(kind([[0.0, 1e30]], dtype), labels(kind, [0]))
     kind.assert_close(loss, 1e30, rtol=EPS[dtype])

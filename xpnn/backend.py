@@ -44,6 +44,7 @@ class Backend:
     name = ""
     package = ""
     pip = ""
+    default_device = ""
 
     def __init__(self, device_id: str = "") -> None:
         self.device_id = device_id
@@ -59,9 +60,9 @@ class Backend:
         """What is wrong and what to install; two empty strings where all is well."""
         try:
             importlib.import_module(self.package)
-        except ModuleNotFoundError:
-            return f"{self.package} is not installed", f"pip install {self.pip}"
         except Exception as error:  # a broken installation may raise anything
+            if isinstance(error, ModuleNotFoundError) and error.name == self.package:
+                return f"{self.package} is not installed", f"pip install {self.pip}"
             return (
                 f"{self.package} does not import: {_first_line(error)}",
                 f"pip install --force-reinstall {self.pip}",
@@ -112,22 +113,26 @@ class Backend:
     def version(self) -> str:
         return importlib.metadata.version(self.package.replace("_", "-"))
 
-    def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """Return `x` as an array of this backend, copying only where the library, device or dtype differ.
+    def asarray(self, x: Any, dtype: Any = None, copy: bool = False) -> Array:
+        """Return `x` as an array of this backend, copied where the library, device or dtype differ, or `copy` says so.
 
         `x` may be an array of any backend, or anything NumPy takes; `dtype` a name or any library's dtype.
         """
         if library_of(x) not in (self.name, None):
-            x = to_numpy(x)
+            x, copy = to_numpy(x), True
         kwargs = {} if dtype is None else {"dtype": self.dtype(dtype)}
-        return self.namespace.asarray(x, device=self.device, **kwargs)
+        return self.namespace.asarray(x, device=self.device, copy=copy or None, **kwargs)
 
     def zeros(self, shape: Shape, dtype: Any = "float32") -> Array:
         return self.namespace.zeros(shape, dtype=self.dtype(dtype), device=self.device)
 
     def dtype(self, dtype: Any) -> Any:
-        """This library's dtype of the given name."""
-        return getattr(self.namespace, dtype_name(dtype))
+        """Return this library's dtype of the given name; raise `SettingError` where it has none."""
+        name = dtype_name(dtype)
+        try:
+            return getattr(self.namespace, name)
+        except AttributeError:
+            raise SettingError(f"dtype: expected one of {self.name}, such as 'float32'; received {name!r}") from None
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """Return `x` as a NumPy array on the host, waiting for the device where needed."""
@@ -147,13 +152,11 @@ class NumPy(Backend):
     def _diagnose_device(self) -> tuple[str, str]:
         return (f"NumPy has no device {self.device_id!r}" if self.device_id else ""), ""
 
-    def zeros(self, shape: Shape, dtype: Any = "float32") -> Array:
-        return np.zeros(shape, dtype=dtype_name(dtype))
-
 
 class CuPy(Backend):
     name = package = "cupy"
     pip = "'xpnn[cuda13]' (for a CUDA 12 driver 'xpnn[cuda12]')"
+    default_device = "0"
 
     @property
     def asynchronous(self) -> bool:
@@ -206,6 +209,7 @@ class CuPy(Backend):
 
 class Torch(Backend):
     name = package = pip = "torch"
+    default_device = "cpu"
 
     def _diagnose_device(self) -> tuple[str, str]:
         import torch
@@ -224,6 +228,11 @@ class Torch(Backend):
         import torch
 
         return torch.device(self.device_id or "cpu")
+
+    def asarray(self, x: Any, dtype: Any = None, copy: bool = False) -> Array:
+        if isinstance(x, np.ndarray):  # torch takes no read-only or reversed memory
+            x = np.array(x)
+        return super().asarray(x, dtype, copy)
 
     def to_numpy(self, x: Array) -> np.ndarray:
         return x.detach().cpu().numpy()
@@ -244,6 +253,7 @@ class Strict(Backend):
     name = "array-api-strict"
     package = "array_api_strict"
     pip = "array-api-strict"
+    default_device = "CPU_DEVICE"
 
     def _diagnose_device(self) -> tuple[str, str]:
         try:
@@ -300,7 +310,8 @@ def get(name: "str | Backend | None" = None) -> Backend:
     library, _, device_id = name.partition(":")
     if library not in BACKENDS:
         raise SettingError(f"backend: expected one of {', '.join([*BACKENDS, 'auto'])}; received {name!r}")
-    return _instance(library, device_id)
+    device_id = "cuda:0" if device_id == "cuda" else device_id
+    return _instance(library, "" if device_id == BACKENDS[library].default_device else device_id)
 
 
 def of(x: Array) -> Backend:
@@ -366,19 +377,19 @@ def one_kind(where: str, **arrays: Array) -> Any:
     TypeError
         When they come from different libraries or devices, or hold no floating-point numbers.
     """
-    values = tuple(arrays.values())
-    try:
-        xp = namespace(*values)
-        same = xp is _numpy() or len({of(x).device_id for x in values}) == 1
-    except TypeError:
-        same = False
-    if not same:
-        kinds = ", ".join(f"{name}: {describe(x)}" for name, x in arrays.items())
-        raise TypeError(f"{where}: expected {_listing(arrays)} of one kind; received {kinds}")
+    values = arrays.values()
+    if not all(type(x) is np.ndarray for x in values):  # nearly always all are, and one look is enough
+        for name, x in arrays.items():
+            if not is_array(x):
+                known = ", ".join(BACKENDS)
+                raise TypeError(f"{where}: expected {name} to be an array of {known}; received {describe(x)}")
+        if len({of(x) for x in values}) > 1:
+            received = ", ".join(f"{name}: {describe(x)}" for name, x in arrays.items())
+            raise TypeError(f"{where}: expected {_listing(arrays)} of one kind; received {received}")
     for name, x in arrays.items():
         if not is_floating(x):
             raise TypeError(f"{where}: expected {name} of a floating-point dtype; received {dtype_name(x.dtype)}")
-    return xp
+    return namespace(x)
 
 
 def describe(x: Any) -> str:
@@ -386,7 +397,8 @@ def describe(x: Any) -> str:
     library = library_of(x)
     if library is None or library == "numpy":
         return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
-    return f"{_instance(library, '').package}.{type(x).__name__} (device {of(x).device_id or '0'})"
+    backend = of(x)
+    return f"{backend.package}.{type(x).__name__} (device {backend.device_id or backend.default_device})"
 
 
 def is_array(x: Any) -> bool:
@@ -414,11 +426,6 @@ def is_floating(x: Array) -> bool:
 
 def is_integer(x: Array) -> bool:
     return dtype_name(x.dtype).startswith(("int", "uint"))
-
-
-@functools.cache
-def _numpy() -> Any:
-    return _instance("numpy", "").namespace
 
 
 @functools.cache

@@ -18,6 +18,8 @@ def rel_error(x: Array, y: Array) -> float:
     import numpy as np
 
     a, b = (np.asarray(to_numpy(v), dtype=np.float64) for v in (x, y))
+    if a.shape != b.shape:
+        raise ValueError(f"rel_error: expected arrays of one shape; received {a.shape} and {b.shape}")
     return float(np.max(np.abs(a - b) / np.maximum(1e-8, np.abs(a) + np.abs(b)), initial=0.0))
 
 
@@ -113,13 +115,13 @@ def _two_sides(f: Callable[[Array], Any], x: Array, index: tuple[int, ...], h: f
         x[index] = old + h
         high = _keep(f(x))
         x[index] = old - h
-        return high, f(x)
+        return high, _keep(f(x))
     finally:
         x[index] = old
 
 
 def _keep(value: Any) -> Any:
-    """A copy, where the function may return the same array again."""
+    """A copy, where the function may return x itself, or one array again and again."""
     return value if isinstance(value, float) or not hasattr(value, "ndim") else value + 0.0
 
 

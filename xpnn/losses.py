@@ -34,8 +34,8 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     """
     xp, y = _check("softmax_loss", x, y)
     n = x.shape[0]
-    shifted = x - xp.max(x, axis=1, keepdims=True)
-    shifted = xp.maximum(shifted, float(xp.finfo(x.dtype).min) / 2)  # scores at the ends of the range stay finite
+    top, low = xp.max(x, axis=1, keepdims=True), float(xp.finfo(x.dtype).min) / 2
+    shifted = xp.maximum(x, xp.maximum(top, low) + low) - top  # x - top, which may not overflow
     exp = xp.exp(shifted)
     total = xp.sum(exp, axis=1, keepdims=True)
     picked = xp.take_along_axis(shifted, y[:, None], axis=1)
@@ -67,7 +67,7 @@ def _one_hot(xp: Any, x: Array, y: Array) -> Array:
 def _check(where: str, x: Array, y: Array) -> tuple[Any, Array]:
     """Return the namespace and the labels as int64, or say what does not fit."""
     xp = one_kind(where, x=x)
-    if not is_array(y) or backends.namespace(y) is not xp:
+    if not is_array(y) or backends.of(y) is not backends.of(x):
         raise TypeError(f"{where}: expected x and y of one kind; received x: {describe(x)}, y: {describe(y)}")
     if not is_integer(y):
         raise TypeError(f"{where}: expected integer labels y; received {backends.dtype_name(y.dtype)}")
@@ -75,7 +75,8 @@ def _check(where: str, x: Array, y: Array) -> tuple[Any, Array]:
         raise ValueError(f"{where}: expected x (N, C) and y (N,); received x {tuple(x.shape)} and y {tuple(y.shape)}")
     if x.shape[0] == 0:
         raise ValueError(f"{where}: expected at least one example; received none")
+    y = xp.astype(y, xp.int64, copy=False)
     if not backends.of(y).asynchronous and bool(xp.any((y < 0) | (y >= x.shape[1]))):
         worst = int(xp.min(y)) if int(xp.min(y)) < 0 else int(xp.max(y))
         raise ValueError(f"{where}: expected labels from 0 to {x.shape[1] - 1}; received {worst}")
-    return xp, xp.astype(y, xp.int64, copy=False)
+    return xp, y

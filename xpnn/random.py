@@ -9,6 +9,7 @@ Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,8 +77,12 @@ class Generator:
         dtype: Any = "float32",
         backend: str | Backend | None = None,
     ) -> Array:
-        """Draw from [low, high): 24 random bits each in float32, 53 in float64."""
+        """Draw from [low, high): 24 random bits each in float32, 53 in float64.
+
+        As with NumPy's, rounding may give `high` itself where the numbers are coarser than the bits.
+        """
         target, shape = backends.get(backend), _shape(shape)
+        low, high = float(low), float(high)
         dtype = dtype_name(dtype)
         n = math.prod(shape)
         unit = self._unit64(n, target) if dtype == "float64" else self._unit32(n, target).astype(dtype)
@@ -100,7 +105,7 @@ class Generator:
         radius = xp.sqrt(-2.0 * xp.log(unit[:pairs] + 2.0**-53))  # (0, 1]: the logarithm stays finite
         angle = 2.0 * math.pi * unit[pairs:]
         z = xp.concat([radius * xp.cos(angle), radius * xp.sin(angle)])[:n]
-        return self._deliver((z * std + mean).astype(dtype_name(dtype)), shape, target)
+        return self._deliver((z * float(std) + float(mean)).astype(dtype_name(dtype)), shape, target)
 
     def integers(self, low: int, high: int, shape: int | Shape = (), backend: str | Backend | None = None) -> Array:
         """Draw int64 from {low, ..., high - 1}."""
@@ -127,6 +132,7 @@ class Generator:
     ) -> Array:
         """Draw the mask of inverted dropout: 0 with probability `p`, else 1 / (1 - p)."""
         target, shape = backends.get(backend), _shape(shape)
+        p = float(p)
         bits = self._bits32(math.prod(shape), target)
         keep = bits >= min(round(p * 2**32), 2**32 - 1)
         return self._deliver(keep.astype(dtype_name(dtype)) * (1.0 / (1.0 - p)), shape, target)
@@ -135,7 +141,7 @@ class Generator:
         """n uint64, on the device where it has a kernel, else on the host; the counter moves past them."""
         draw = fast_path("random.philox", target.name) or philox
         bits = draw(self.seed, self.stream, self.counter, n)
-        self.counter += -(-n // 4)
+        self.counter = (self.counter + -(-n // 4)) % 2**64
         return bits
 
     def _bits32(self, n: int, target: Backend) -> Array:
@@ -164,4 +170,4 @@ def as_generator(rng: "Generator | int | None", stream: int = WEIGHTS) -> Genera
 
 
 def _shape(shape: int | Shape) -> Shape:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+    return tuple(shape) if isinstance(shape, Sequence) else (operator.index(shape),)

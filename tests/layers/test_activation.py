@@ -54,5 +54,5 @@ def test_relu_refuses_integers(kind):
 
 
 def test_relu_refuses_what_is_no_array():
-    with pytest.raises(TypeError, match="relu: .*received x: list"):
+    with pytest.raises(TypeError, match="relu: expected x to be an array of numpy, .*; received list"):
         relu_forward([1.0])

@@ -93,7 +93,7 @@ def test_integers_are_refused(kind):
 
 @pytest.mark.parametrize(
     ("other", "description"),
-    [("torch", r"torch\.Tensor"), ("array-api-strict", r"array_api_strict\.Array \(device 0\)")],
+    [("torch", r"torch\.Tensor"), ("array-api-strict", r"array_api_strict\.Array \(device CPU_DEVICE\)")],
 )
 def test_kinds_that_mix_are_refused_and_each_is_named(other, description):
     backend = backends.get(other)
@@ -109,10 +109,10 @@ def test_devices_that_mix_are_refused_and_each_is_named():
     if not backend.is_available():
         pytest.skip(backend.reason)
     elsewhere = backends.get("array-api-strict:device1")
-    with pytest.raises(TypeError, match=r"x: array_api_strict\.Array \(device 0\), w: .*\(device device1\)"):
+    with pytest.raises(TypeError, match=r"x: array_api_strict\.Array \(device CPU_DEVICE\), w: .*\(device device1\)"):
         affine_forward(backend.zeros((1, 1)), elsewhere.zeros((1, 1)), backend.zeros((1,)))
 
 
 def test_a_list_is_refused():
-    with pytest.raises(TypeError, match=r"affine: .*received x: list, w: numpy\.ndarray"):
+    with pytest.raises(TypeError, match="affine: expected x to be an array of numpy, .*; received list"):
         affine_forward([[1.0]], np.ones((1, 1)), np.ones(1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from oracles import normals
-from xpnn import layers
+from xpnn import layers, losses
 
 
 @pytest.fixture
@@ -45,8 +45,6 @@ def test_affine_batchnorm_relu(kind, arrays, mode):
 
 
 def test_the_loss_functions_are_among_the_layers_as_in_the_course():
-    from xpnn import losses
-
     assert layers.softmax_loss is losses.softmax_loss
     assert layers.svm_loss is losses.svm_loss
 

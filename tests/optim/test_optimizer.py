@@ -6,6 +6,7 @@ import pytest
 from oracles import EPS, normals
 from xpnn.errors import SettingError
 from xpnn.optim import RULES, Optimizer
+from xpnn.optim import optimizer as optimizer_module
 from xpnn.parameters import Parameters
 
 ALL = pytest.mark.parametrize("rule", RULES)
@@ -36,6 +37,19 @@ def test_a_step_over_the_buffer_is_the_rule_applied_to_each_parameter(kind, dtyp
             by_hand[name], configs[name] = RULES[rule](by_hand[name], grads[name], configs[name])
     # the same arithmetic; a vector instruction may round differently from the scalar one at an array's end
     assert_params(kind, params, by_hand, atol=8 * EPS[dtype])
+
+
+@ALL
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_blocks_of_the_buffer_take_the_step_of_the_whole(kind, dtype, rule, length, monkeypatch):
+    whole, in_blocks = filled(kind, dtype, 0), filled(kind, dtype, 0)
+    expected = Optimizer(whole, rule)
+    expected.step(filled(kind, dtype, 1))
+    monkeypatch.setattr(optimizer_module, "BLOCK", length)
+    received = Optimizer(in_blocks, rule)
+    received.step(filled(kind, dtype, 1))
+    kind.assert_close(in_blocks.flat, kind.to_numpy(whole.flat), atol=8 * EPS[dtype])
+    assert received.groups["flat"].get("t") == expected.groups["flat"].get("t")
 
 
 @ALL

@@ -30,7 +30,7 @@ def relu_forward(x: Array) -> tuple[Array, Cache]:
 
 def relu_backward(dout: Array, cache: Cache) -> Array:
     """Return ``dx = dout`` where x > 0, else 0: the gradient at exactly 0 is 0."""
-    return dout * namespace(dout).astype(cache > 0.0, dout.dtype)
+    return namespace(dout).where(cache > 0.0, dout, 0.0)
 
 
 class ReLU(Layer):

@@ -6,7 +6,7 @@ from typing import Any
 from xpnn import backend as backends
 from xpnn.backend import Array, one_kind
 from xpnn.layers.layer import Cache, Layer
-from xpnn.random import Generator, as_generator
+from xpnn.random import DROPOUT, Generator, as_generator
 
 
 def dropout_forward(x: Array, dropout_param: Mapping[str, Any]) -> tuple[Array, Cache]:
@@ -36,8 +36,8 @@ def dropout_forward(x: Array, dropout_param: Mapping[str, Any]) -> tuple[Array, 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 2014.
     """
     one_kind("dropout", x=x)
-    p, mode = dropout_param["p"], dropout_param["mode"]
-    if not 0 <= p < 1:
+    p, mode = dropout_param.get("p"), dropout_param.get("mode")
+    if p is None or not 0 <= p < 1:
         raise ValueError(f"dropout: expected p, the probability to drop, in [0, 1); received {p!r}")
     if mode not in ("train", "test"):
         raise ValueError(f"dropout: expected mode 'train' or 'test'; received {mode!r}")
@@ -54,7 +54,7 @@ def dropout_backward(dout: Array, cache: Cache) -> Array:
 
 def _generator(dropout_param: Mapping[str, Any]) -> Generator:
     seed = dropout_param.get("seed")
-    return Generator(seed) if seed is not None else as_generator(dropout_param.get("rng"))
+    return Generator(seed, DROPOUT) if seed is not None else as_generator(dropout_param.get("rng"), DROPOUT)
 
 
 class Dropout(Layer):

@@ -27,7 +27,9 @@ class Layer:
     Attributes
     ----------
     name : str
-        The path within the net, such as ``"affine2"``; errors begin with it.
+        As given; a container names the others.
+    path : str
+        Where the layer is within the net, such as ``"block1.affine2"``; errors begin with it.
     params : dict of str to array
         Learned: views into the model's flat buffer.
     state : dict of str to array
@@ -39,13 +41,13 @@ class Layer:
     uses_rng: ClassVar[bool] = False
 
     def __init__(self, name: str = "") -> None:
-        self.name = name
+        self.name = self.path = name
         self.params: dict[str, Array] = {}
         self.state: dict[str, Array] = {}
         self.rng: Generator | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}>"
+        return f"<{type(self).__name__} {self.path}>"
 
     @property
     def has_params(self) -> bool:
@@ -65,16 +67,16 @@ class Layer:
         """Yield every layer that is no container, with the shape of its input."""
         yield self, input_shape
 
-    def rename(self, path: str) -> None:
-        """Set the layer's name to its path within the net."""
-        self.name = path
+    def place(self, path: str) -> None:
+        """Set the layer's path within the net."""
+        self.path = path
 
     def first_nonfinite(self, x: Array) -> tuple[str, Array]:
         """Run forward; return the name of the layer where NaN or infinity first shows, "" for none, and the output."""
         xp = namespace(x)
         out, _ = self.forward(x, train=True)
         finite = all(bool(xp.all(xp.isfinite(a))) for a in (*self.params.values(), out))
-        return ("" if finite else self.name), out
+        return ("" if finite else self.path), out
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         """Return the output for a batch, and what `backward` needs."""

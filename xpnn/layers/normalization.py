@@ -112,7 +112,7 @@ class BatchNorm(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 1:
-            raise ValueError(f"{self.name or 'batchnorm'}: expected input of shape (D,); received {input_shape}")
+            raise ValueError(f"{self.path or 'batchnorm'}: expected input of shape (D,); received {input_shape}")
         return input_shape
 
     def param_specs(self, input_shape: Shape) -> dict[str, Spec]:

@@ -1,7 +1,7 @@
 """Layers one after the other."""
 
-from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 
 from xpnn.backend import Array, Shape
 from xpnn.layers.layer import Cache, Layer
@@ -27,25 +27,24 @@ class Sequential(Layer):
     def __init__(self, *layers: Layer, name: str = "") -> None:
         super().__init__(name)
         self.layers: dict[str, Layer] = {}
-        count: Counter[str] = Counter()
+        taken = {layer.name for layer in layers}
         for layer in layers:
-            kind = type(layer).__name__.lower()
-            count[kind] += 1
-            key = layer.name or f"{kind}{count[kind]}"
+            key = layer.name or _free_name(type(layer).__name__.lower(), taken)
+            taken.add(key)
             if key in self.layers or "." in key:
                 raise ValueError(f"sequential: expected distinct names without dots; received {key!r}")
             self.layers[key] = layer
         if not layers:
             raise ValueError("sequential: expected at least one layer; received none")
-        self.rename(name)
+        self.place(name)
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(self.layers)})"
 
-    def rename(self, path: str) -> None:
-        super().rename(path)
+    def place(self, path: str) -> None:
+        super().place(path)
         for key, layer in self.layers.items():
-            layer.rename(f"{path}.{key}" if path else key)
+            layer.place(f"{path}.{key}" if path else key)
 
     @property
     def has_params(self) -> bool:
@@ -88,3 +87,8 @@ class Sequential(Layer):
             for name, grad in layer_grads.items():
                 grads[f"{key}.{name}"] = grad
         return (dx if input_grad else None), grads
+
+
+def _free_name(kind: str, taken: set[str]) -> str:
+    """The kind with the first number that no other name has."""
+    return next(name for i in count(1) if (name := f"{kind}{i}") not in taken)

@@ -72,7 +72,7 @@ class FullyConnectedNet(CourseModel):
         standardize: tuple[Array | float, Array | float | None] | None = None,
     ) -> None:
         self.use_batchnorm = use_batchnorm
-        self.use_dropout = dropout > 0
+        self.use_dropout = dropout != 0
         self.num_layers = len(hidden_dims) + 1
         self.dropout_param: dict[str, Any] = {"mode": "train", "p": float(dropout)} if self.use_dropout else {}
         if self.use_dropout and seed is not None:

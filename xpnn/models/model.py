@@ -89,7 +89,7 @@ class Model:
         """Hand every layer the views of its parameters."""
         for layer in self._layers:
             layer.params = {}
-        owners = {layer.name: layer for layer in self._layers}
+        owners = {layer.path: layer for layer in self._layers}
         for path, name in self._names.items():
             owner, _, param = path.rpartition(".")
             owners[owner].params[param] = self._params[name]
@@ -155,7 +155,7 @@ class Model:
 
     def _enter(self, X: Array) -> Array:
         """Check a batch at the model's door, flatten it where the net takes vectors, cast it."""
-        if not is_array(X) or backends.namespace(X) is not self.backend.namespace:
+        if not is_array(X) or backends.of(X) is not self.backend:
             raise TypeError(f"model: expected X of backend {self.backend}; received {describe(X)}")
         xp = self.backend.namespace
         if tuple(X.shape[1:]) != self.input_shape:
@@ -168,7 +168,7 @@ class Model:
     def predict(self, X: Array, batch_size: int = 1000) -> Array:
         """Return the label with the highest score for each example."""
         xp = self.backend.namespace
-        starts = range(0, X.shape[0], batch_size)
+        starts = range(0, max(X.shape[0], 1), batch_size)
         batches = (X[i : min(i + batch_size, X.shape[0]), ...] for i in starts)
         return xp.concat([xp.argmax(self.loss(batch), axis=1) for batch in batches])
 
@@ -182,7 +182,7 @@ class Model:
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """Return parameters and state by name."""
+        """Return parameters and state by name: the arrays themselves, which go on changing, not copies."""
         return {**self._params, **self.state}
 
     def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
@@ -198,29 +198,40 @@ class Model:
             raise CheckpointError(f"expected {', '.join(sorted(missing))}, which the checkpoint does not have")
         if unknown := arrays.keys() - own.keys():
             raise CheckpointError(f"received {', '.join(sorted(unknown))}, which the model does not have")
+        new = {}
         for name, array in arrays.items():
+            try:
+                new[name] = self.backend.asarray(array, self.dtype, copy=True)
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{name}: expected numbers; received others ({error})") from None
             if tuple(array.shape) != tuple(own[name].shape):
                 expected, received = tuple(own[name].shape), tuple(array.shape)
                 raise CheckpointError(f"{name}: expected shape {expected}; received {received}")
-        self._params.update((name, arrays[name]) for name in self._params)
+        self._params.update((name, new[name]) for name in self._params)
         for path, (layer, key) in self._state_paths.items():
-            layer.state[key] = self.backend.asarray(arrays[path], dtype=self.dtype)
+            layer.state[key] = new[path]
 
     @property
     def rng_state(self) -> dict[str, tuple[int, int, int]]:
-        """The state of every layer's generator, by layer name; may be set."""
-        return {layer.name: layer.rng.state for layer in self._layers if layer.rng is not None}
+        """The state of every layer's generator, by layer path; may be set."""
+        return {layer.path: layer.rng.state for layer in self._layers if layer.rng is not None}
 
     @rng_state.setter
     def rng_state(self, state: Mapping[str, tuple[int, int, int]]) -> None:
         for layer in self._layers:
             if layer.rng is not None:
-                layer.rng.state = state[layer.name]
+                layer.rng.state = state[layer.path]
 
     def first_nonfinite(self, X: Array) -> str:
         """Return the name of the layer where NaN or infinity first shows for this batch; "" for none."""
-        return self.net.first_nonfinite(self._enter(X))[0]
+        rng_state, state = self.rng_state, self.state
+        try:
+            return self.net.first_nonfinite(self._enter(X))[0]
+        finally:  # looking changes nothing
+            self.rng_state = rng_state
+            for path, (layer, key) in self._state_paths.items():
+                layer.state[key] = state[path]
 
 
 def _path(layer: Layer, key: str) -> str:
-    return f"{layer.name}.{key}" if layer.name else key
+    return f"{layer.path}.{key}" if layer.path else key

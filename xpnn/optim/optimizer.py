@@ -15,8 +15,8 @@ BLOCK = 65_536  # numbers: a rule's temporaries then fit a CPU core's cache
 class Optimizer:
     """Applies an update rule to a model's parameters.
 
-    Where the parameters share a flat buffer, xpnn's own rules, which treat every number by itself, run once
-    over all of it. A plain dict of arrays, or a rule of the user's own, is taken one parameter at a time.
+    Where the parameters share a flat buffer, xpnn's own rules, which treat every number by itself, run over all
+    of it in one pass. A plain dict of arrays, or a rule of the user's own, is taken one parameter at a time.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ class Optimizer:
 
     def _first_config(self, w: Array, config: Config) -> Config:
         """The config for an array before the first step: state is there from the start, and the optimizer's own."""
-        xp = namespace(w)
-        given = {key: xp.asarray(config[key], copy=True) for key in self.state_names if key in config}
-        zeros = {key: xp.zeros_like(w) for key in self.state_names}
+        backend = backends.of(w)
+        given = {key: backend.asarray(config[key], copy=True) for key in self.state_names if key in config}
+        zeros = {key: namespace(w).zeros_like(w) for key in self.state_names}
         return {**getattr(self.rule, "defaults", {}), **config, **zeros, **given}
 
     def _by_group(self, arrays: Mapping[str, Array]) -> list[tuple[str, Array]]:

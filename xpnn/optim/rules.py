@@ -29,10 +29,8 @@ def update_rule(*state: str, **defaults: float) -> Callable[[Rule], Rule]:
                     f"{step.__name__}: expected w and dw of one shape; received {tuple(w.shape)} and {tuple(dw.shape)}"
                 )
             config = {} if config is None else config
-            for (
-                name,
-                default,
-            ) in defaults.items():  # a NumPy float64 would promote float32 arrays; Python's do not
+            for name, default in defaults.items():
+                # Python's numbers keep float32 arrays as they are; a NumPy float64 would promote them.
                 config[name] = type(default)(config.get(name, default))
             for name in state:
                 if config.get(name) is None:

@@ -12,10 +12,11 @@ XPNN_DEVICE u64 high_product(u64 a, u64 b) { return __umul64hi(a, b); }
 XPNN_DEVICE u64 high_product(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
 #endif
 
-XPNN_DEVICE void philox_block(u64 key0, u64 key1, u64 counter, u64 out[4]) {
+// One block; the counter has 128 bits in c0 and c1, low half first.
+XPNN_DEVICE void philox_block(u64 key0, u64 key1, u64 c0, u64 c1, u64 out[4]) {
     const u64 M0 = 0xD2E7470EE14C6C93ULL, M1 = 0xCA5A826395121157ULL;  // multipliers
     const u64 W0 = 0x9E3779B97F4A7C15ULL, W1 = 0xBB67AE8584CAA73BULL;  // key increments
-    u64 c0 = counter, c1 = 0, c2 = 0, c3 = 0;
+    u64 c2 = 0, c3 = 0;
     for (int round = 0; round < 10; ++round) {
         const u64 high0 = high_product(M0, c0), low0 = M0 * c0;
         const u64 high1 = high_product(M1, c2), low1 = M1 * c2;
@@ -32,12 +33,18 @@ XPNN_DEVICE void philox_block(u64 key0, u64 key1, u64 counter, u64 out[4]) {
     out[3] = c3;
 }
 
+// Block i of a draw: that of counter + 1 + i, with the carry where the sum wraps around.
+XPNN_DEVICE void philox_draw(u64 seed, u64 stream, u64 counter, u64 i, u64 out[4]) {
+    const u64 low = counter + 1 + i;
+    philox_block(seed, stream, low, low <= counter, out);
+}
+
 #ifdef __CUDACC__
 extern "C" __global__ void philox(u64 seed, u64 stream, u64 counter, u64 n, u64* out) {
     const u64 block = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (4 * block >= n) return;
     u64 bits[4];
-    philox_block(seed, stream, counter + 1 + block, bits);
+    philox_draw(seed, stream, counter, block, bits);
     for (int i = 0; i < 4 && 4 * block + i < n; ++i) out[4 * block + i] = bits[i];
 }
 #endif
