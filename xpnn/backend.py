@@ -45,12 +45,16 @@ class Backend:
     package = ""
     pip = ""
     default_device = ""
+    has_devices = False  # whether one process may use several
 
     def __init__(self, device_id: str = "") -> None:
         self.device_id = device_id
 
     def __repr__(self) -> str:
         return f"<xpnn backend {self}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return get, (str(self),)  # there is one object for each backend, in copies and pickles too
 
     def __str__(self) -> str:
         return f"{self.name}:{self.device_id}" if self.device_id else self.name
@@ -166,21 +170,25 @@ class CuPy(Backend):
         import cupy
 
         try:
-            count = cupy.cuda.runtime.getDeviceCount()
+            if cupy.cuda.runtime.getDeviceCount() == 0:
+                return "the CUDA driver sees no device", ""
         except Exception as error:  # CUDARuntimeError: which of its classes depends on the version
             if "InsufficientDriver" in str(error):
                 return "no CUDA driver was found", "install NVIDIA's driver for CUDA 13 or 12"
             return f"CUDA failed: {_first_line(error)}", ""
-        if count == 0:
-            return "the CUDA driver sees no device", ""
-        if self.device_id and self.device_id not in map(str, range(count)):
-            return f"expected a CUDA device from 0 to {count - 1}; received {self.device_id!r}", ""
+        if self.device_id:  # array-api-compat knows CuPy's current device only
+            return f"CuPy's backend is one device; received {self.device_id!r}", "set CUDA_VISIBLE_DEVICES to choose it"
+        try:  # the wheel alone has neither NVRTC nor cuBLAS
+            x = cupy.ones((2, 2)) + 1
+            int((x @ x).sum())
+        except Exception as error:
+            return f"CuPy cannot compute: {_first_line(error)}", f"pip install {self.pip}"
         return "", ""
 
     def _device(self) -> Any:
         import cupy
 
-        return cupy.cuda.Device(int(self.device_id or 0))
+        return cupy.cuda.Device(0)
 
     def device_name(self) -> str:
         import cupy
@@ -200,16 +208,13 @@ class CuPy(Backend):
     def synchronize(self) -> None:
         import cupy
 
-        with self.device:
-            cupy.cuda.get_current_stream().synchronize()
-
-    def device_id_of(self, x: Array) -> str:
-        return str(x.device.id or "")
+        cupy.cuda.get_current_stream().synchronize()
 
 
 class Torch(Backend):
     name = package = pip = "torch"
     default_device = "cpu"
+    has_devices = True
 
     def _diagnose_device(self) -> tuple[str, str]:
         import torch
@@ -254,6 +259,7 @@ class Strict(Backend):
     package = "array_api_strict"
     pip = "array-api-strict"
     default_device = "CPU_DEVICE"
+    has_devices = True
 
     def _diagnose_device(self) -> tuple[str, str]:
         try:
@@ -292,8 +298,8 @@ def get(name: "str | Backend | None" = None) -> Backend:
     Parameters
     ----------
     name : str, optional
-        A library, with a device after a colon where it has several: ``"cupy"``, ``"cupy:1"``,
-        ``"torch:cuda"``. ``"auto"`` is CuPy where a CUDA device is, else NumPy. Without a name the
+        A library, with a device after a colon where it has several: ``"cupy"``, ``"torch:cuda:1"``.
+        ``"auto"`` is CuPy where a CUDA device is, else NumPy. Without a name the
         environment variable ``XPNN_BACKEND`` decides, else it is NumPy.
 
     Raises
@@ -319,7 +325,8 @@ def of(x: Array) -> Backend:
     library = library_of(x)
     if library is None:
         raise TypeError(f"expected an array of {', '.join(BACKENDS)}; received {type(x).__name__}")
-    return _instance(library, _instance(library, "").device_id_of(x))
+    backend = _instance(library, "")
+    return _instance(library, backend.device_id_of(x)) if backend.has_devices else backend
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -38,9 +38,10 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     shifted = xp.maximum(x, xp.maximum(top, low) + low) - top  # x - top, which may not overflow
     exp = xp.exp(shifted)
     total = xp.sum(exp, axis=1, keepdims=True)
-    picked = xp.take_along_axis(shifted, y[:, None], axis=1)
+    hit = _one_hot(xp, x, y)
+    picked = xp.sum(xp.where(hit, shifted, 0.0), axis=1, keepdims=True)
     loss = xp.sum((xp.log(total) - picked) / n)
-    return loss, (exp / total - _one_hot(xp, x, y)) / n
+    return loss, (exp / total - xp.astype(hit, x.dtype)) / n
 
 
 def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
@@ -52,16 +53,16 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     """
     xp, y = _check("svm_loss", x, y)
     n = x.shape[0]
-    one_hot = _one_hot(xp, x, y)
-    picked = xp.take_along_axis(x, y[:, None], axis=1)
-    margins = xp.maximum(x - picked + 1.0, 0.0) * (1.0 - one_hot)
+    hit = _one_hot(xp, x, y)
+    picked = xp.sum(xp.where(hit, x, 0.0), axis=1, keepdims=True)
+    margins = xp.where(hit, 0.0, xp.maximum(x - picked + 1.0, 0.0))
     active = xp.astype(margins > 0.0, x.dtype)
-    return xp.sum(margins) / n, (active - one_hot * xp.sum(active, axis=1, keepdims=True)) / n
+    return xp.sum(margins) / n, xp.where(hit, -xp.sum(active, axis=1, keepdims=True), active) / n
 
 
 def _one_hot(xp: Any, x: Array, y: Array) -> Array:
-    classes = xp.arange(x.shape[1], dtype=xp.int64, device=x.device)
-    return xp.astype(y[:, None] == classes[None, :], x.dtype)
+    """Bools (N, C): whether a class is the example's label."""
+    return y[:, None] == xp.arange(x.shape[1], dtype=xp.int64, device=x.device)[None, :]
 
 
 def _check(where: str, x: Array, y: Array) -> tuple[Any, Array]:

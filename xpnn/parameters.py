@@ -28,8 +28,20 @@ class Parameters(MutableMapping[str, Array]):
     def __init__(self, shapes: Mapping[str, Shape], backend: Backend, dtype: Any = "float32") -> None:
         self.backend = backend
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        self.flat = backend.zeros((sum(math.prod(s) for s in self.shapes.values()),), dtype)
+        self.flat = backend.zeros((self.size,), dtype)
         self._views = self.views(self.flat)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_views"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._views = self.views(self.flat)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the arrays hold."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Return a dict of views into another buffer of the same layout."""
@@ -83,3 +95,8 @@ class Parameters(MutableMapping[str, Array]):
         out = Parameters(self.shapes, backend, self.dtype)
         out.flat[...] = backend.asarray(self.flat)
         return out
+
+    def move(self, backend: Backend) -> None:
+        """Move the buffer itself: whoever holds this object goes along."""
+        self.backend, self.flat = backend, backend.asarray(self.flat, copy=True)
+        self._views = self.views(self.flat)

@@ -139,7 +139,7 @@ def test_integers_are_refused(kind):
 
 
 def test_the_layer_refuses_p_outside_0_to_1_when_it_is_made():
-    with pytest.raises(ValueError, match=r"expected p in \[0, 1\); received 1"):
+    with pytest.raises(ValueError, match=r"dropout: expected p, .*in \[0, 1\); received 1"):
         Dropout(1)
 
 

@@ -207,8 +207,12 @@ def test_gradients_are_written_into_a_buffer_that_is_given(kind, reg):
 
 
 def test_the_penalty_is_half_reg_times_the_sum_of_squared_weights(kind, dtype):
-    net = Sequential(Affine(2, constant(2.0)), BatchNorm(), Affine(3, constant(1.0)))
-    plain, penalized = (small_model(kind, dtype, net=net, reg=reg).loss(kind(X, dtype), kind(Y)) for reg in (0.0, 0.25))
+    plain, penalized = (
+        small_model(
+            kind, dtype, net=Sequential(Affine(2, constant(2.0)), BatchNorm(), Affine(3, constant(1.0))), reg=reg
+        ).loss(kind(X, dtype), kind(Y))
+        for reg in (0.0, 0.25)
+    )
     expected = 0.5 * 0.25 * (8 * 2.0**2 + 6 * 1.0**2)
     assert float(penalized[0]) - float(plain[0]) == pytest.approx(expected, abs=8 * EPS[dtype])  # of a loss below 8
     difference = kind.to_numpy(penalized[1].flat) - kind.to_numpy(plain[1].flat)

@@ -333,13 +333,13 @@ def _read_files(source: Path) -> dict[str, bytes]:
             for name in _FILES:
                 if (source / name).is_file():
                     with open(source / name, "rb") as file:
-                        files[name] = file.read(MAX_BYTES)
+                        files[name] = file.read(MAX_BYTES + 1)
         else:
             with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
                 for member in archive:
                     name = Path(member.name).name
                     if name in _FILES and member.isfile() and (content := archive.extractfile(member)):
-                        files[name] = content.read(MAX_BYTES)
+                        files[name] = content.read(MAX_BYTES + 1)
                 while stream.read(1 << 20):  # to the checksum at the end
                     pass
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:

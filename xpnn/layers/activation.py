@@ -25,7 +25,8 @@ def relu_forward(x: Array) -> tuple[Array, Cache]:
     Source: Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines", ICML 2010.
     """
     xp = one_kind("relu", x=x)
-    return xp.maximum(x, 0.0), x
+    out = xp.maximum(x, 0.0)
+    return out, out  # it is positive where x is, and the next layer keeps it anyway
 
 
 def relu_backward(dout: Array, cache: Cache) -> Array:

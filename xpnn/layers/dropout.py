@@ -72,9 +72,12 @@ class Dropout(Layer):
 
     def __init__(self, p: float = 0.5, dropout_param: dict[str, Any] | None = None, name: str = "") -> None:
         super().__init__(name)
-        self.dropout_param: dict[str, Any] = {"p": p, "mode": "train"} if dropout_param is None else dropout_param
-        if not 0 <= self.dropout_param["p"] < 1:
-            raise ValueError(f"{name or 'dropout'}: expected p in [0, 1); received {self.dropout_param['p']!r}")
+        self.dropout_param: dict[str, Any] = (
+            {"p": float(p), "mode": "train"} if dropout_param is None else dropout_param
+        )
+        p = self.dropout_param.get("p", -1)
+        if not 0 <= p < 1:
+            raise ValueError(f"{name or 'dropout'}: expected p, the probability to drop, in [0, 1); received {p!r}")
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         self.dropout_param["mode"] = "train" if train else "test"

@@ -1,6 +1,7 @@
 """First values of parameters: functions of (generator, shape, dtype, backend)."""
 
 import math
+from functools import partial
 from typing import Any
 
 from xpnn.backend import Array, Backend, Shape
@@ -11,10 +12,11 @@ from xpnn.random import Generator
 def constant(value: Any) -> Initializer:
     """A number, or an array that broadcasts to the shape."""
 
-    def init(rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
-        return backend.zeros(shape, dtype) + backend.asarray(value, dtype)
+    return partial(_constant, value)  # unlike a closure it can be pickled
 
-    return init
+
+def _constant(value: Any, rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
+    return backend.zeros(shape, dtype) + backend.asarray(value, dtype)
 
 
 zeros = constant(0.0)
@@ -24,10 +26,11 @@ ones = constant(1.0)
 def normal(std: float) -> Initializer:
     """N(0, std²), the course's ``weight_scale``."""
 
-    def init(rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
-        return rng.normal(shape, std=std, dtype=dtype, backend=backend)
+    return partial(_normal, float(std))
 
-    return init
+
+def _normal(std: float, rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
+    return rng.normal(shape, std=std, dtype=dtype, backend=backend)
 
 
 def kaiming(rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:

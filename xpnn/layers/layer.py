@@ -32,8 +32,8 @@ class Layer:
         Where the layer is within the net, such as ``"block1.affine2"``; errors begin with it.
     params : dict of str to array
         Learned: views into the model's flat buffer.
-    state : dict of str to array
-        Not learned, but saved: running statistics.
+    state : dict
+        Not learned, but saved: the arrays that `state_specs` names, such as running statistics.
     rng : Generator or None
         The layer's own stream, where `uses_rng`.
     """
@@ -45,6 +45,7 @@ class Layer:
         self.params: dict[str, Array] = {}
         self.state: dict[str, Array] = {}
         self.rng: Generator | None = None
+        self.owned = False  # a model puts its arrays into its own layers only
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path}>"

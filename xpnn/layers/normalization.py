@@ -55,6 +55,11 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
     for key in ("running_mean", "running_var"):
         if key not in bn_param:
             bn_param[key] = xp.zeros(x.shape[1:], dtype=x.dtype, device=x.device)
+        one_kind("batchnorm", x=x, **{key: bn_param[key]})
+        if bn_param[key].shape != x.shape[1:]:
+            received = tuple(bn_param[key].shape)
+            raise ValueError(f"batchnorm: expected {key} of shape {tuple(x.shape[1:])}; received {received}")
+        bn_param[key] = xp.astype(bn_param[key], x.dtype, copy=False)
     if mode == "train":
         mean = xp.mean(x, axis=0)
         centered = x - mean

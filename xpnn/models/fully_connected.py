@@ -77,7 +77,7 @@ class FullyConnectedNet(CourseModel):
         self.dropout_param: dict[str, Any] = {"mode": "train", "p": float(dropout)} if self.use_dropout else {}
         if self.use_dropout and seed is not None:
             self.dropout_param["seed"] = seed
-        init = kaiming if weight_scale is None else normal(float(weight_scale))
+        init = kaiming if weight_scale is None else normal(weight_scale)
         layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
         for units in hidden_dims:
             layers.append(Affine(units, init))

@@ -71,6 +71,8 @@ class Model:
         self._layers = [layer for layer, _ in leaves]
         if len(set(map(id, self._layers))) < len(self._layers):
             raise ValueError("model: expected each layer object once; received one that stands twice in the net")
+        if taken := [layer.path for layer in self._layers if layer.owned]:
+            raise ValueError(f"model: expected layers of its own; received {taken[0]}, which another model has")
         specs = {_path(layer, p): spec for layer, shape in leaves for p, spec in layer.param_specs(shape).items()}
         self._names = {path: self.param_name(path) for path in specs}
         self._decayed = [self._names[path] for path, spec in specs.items() if spec.decay]
@@ -88,7 +90,7 @@ class Model:
     def _bind(self) -> None:
         """Hand every layer the views of its parameters."""
         for layer in self._layers:
-            layer.params = {}
+            layer.params, layer.owned = {}, True
         owners = {layer.path: layer for layer in self._layers}
         for path, name in self._names.items():
             owner, _, param = path.rpartition(".")
@@ -115,8 +117,12 @@ class Model:
         return self._params.flat.dtype
 
     def __repr__(self) -> str:
-        size = self._params.flat.shape[0]
-        return f"<{type(self).__name__} {self.input_shape} -> {self.output_shape}, {size:,} parameters, {self.backend}>"
+        shapes = f"{self.input_shape} -> {self.output_shape}"
+        return f"<{type(self).__name__} {shapes}, {self._params.size:,} parameters, {self.backend}>"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bind()  # a copy's layers hold views of the copy's buffer
 
     def loss(
         self, X: Array, y: Array | None = None, grads: Parameters | None = None
@@ -174,10 +180,13 @@ class Model:
 
     def to(self, backend: str | Backend) -> "Model":
         """Move parameters and state to another backend; returns the model."""
-        self.backend = backends.get(backend).require()
-        self._params = self._params.to(self.backend)
+        target = backends.get(backend).require()
+        if target is self.backend:
+            return self
+        self.backend = target
+        self._params.move(target)
         for layer, key in self._state_paths.values():
-            layer.state[key] = self.backend.asarray(layer.state[key])
+            layer.state[key] = target.asarray(layer.state[key])
         self._bind()
         return self
 

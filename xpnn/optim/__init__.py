@@ -1,7 +1,7 @@
 """Update rules, the optimizer that applies them to a model, and learning-rate schedules."""
 
 from xpnn.optim.optimizer import Optimizer
-from xpnn.optim.rules import RULES, adam, rmsprop, sgd, sgd_momentum, sgd_nesterov_momentum, update_rule
+from xpnn.optim.rules import RULES, adam, rmsprop, sgd, sgd_momentum, sgd_nesterov_momentum
 from xpnn.optim.schedules import SCHEDULES
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "sgd",
     "sgd_momentum",
     "sgd_nesterov_momentum",
-    "update_rule",
 ]

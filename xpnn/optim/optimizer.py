@@ -4,7 +4,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from xpnn import backend as backends
-from xpnn.backend import Array, namespace
+from xpnn.backend import Array, Backend, namespace
 from xpnn.errors import SettingError
 from xpnn.optim.rules import RULES, Config, Rule
 from xpnn.parameters import Parameters
@@ -54,6 +54,7 @@ class Optimizer:
                     raise SettingError(f"{self.rule.__name__}: expected settings among {expected}; received {name!r}")
         self._shared = params if isinstance(params, Parameters) and defaults is not None else None
         self.groups: dict[str, Config] = {name: self._first_config(w, config) for name, w in self._by_group(params)}
+        self._backend: Backend | None = None
 
     def _first_config(self, w: Array, config: Config) -> Config:
         """The config for an array before the first step: state is there from the start, and the optimizer's own."""
@@ -72,27 +73,47 @@ class Optimizer:
             arrays = buffer
         return [(self.FLAT, arrays.flat)]
 
-    def step(self, grads: Mapping[str, Array]) -> None:
-        """Update the parameters in place, given their gradients."""
+    def step(self, grads: Mapping[str, Array], where: Array | None = None) -> None:
+        """Update the parameters in place.
+
+        Parameters
+        ----------
+        grads : mapping of str to array
+            The gradients by the names of the parameters.
+        where : array () of bool, optional
+            Where False the parameters stay as they are: a condition that nobody has to wait for.
+        """
         gradient = dict(self._by_group(grads))
         for name, w in self._by_group(self.params):
+            self._follow(backends.of(w))
+            if self._shared is not None and not backends.of(w).asynchronous:
+                self._step_in_blocks(w, gradient[name], self.groups[name])
+                continue
+            next_w, self.groups[name] = self.rule(w, gradient[name], self.groups[name])
+            if where is not None:
+                next_w = namespace(w).where(where, next_w, w)
             if self._shared is None:
-                self.params[name], self.groups[name] = self.rule(w, gradient[name], self.groups[name])
+                self.params[name] = next_w
             else:
-                self._update(w, gradient[name], self.groups[name])
+                w[...] = next_w
 
-    def _update(self, w: Array, dw: Array, config: Config) -> None:
-        """Run the rule over a buffer in place, block by block where one after the other stays in the CPU's cache."""
-        size = w.shape[0]
-        length = max(size, 1) if backends.of(w).asynchronous else BLOCK
+    def _step_in_blocks(self, w: Array, dw: Array, config: Config) -> None:
+        """Run the rule over a buffer, block by block: each stays in the CPU's cache until the rule is done with it."""
         after = config
-        for start in range(0, size, length):
-            block = slice(start, min(start + length, size))
+        for start in range(0, w.shape[0], BLOCK):
+            block = slice(start, min(start + BLOCK, w.shape[0]))
             before = {**config, **{key: config[key][block] for key in self.state_names}}
             w[block], after = self.rule(w[block], dw[block], before)
             for key in self.state_names:
                 config[key][block] = after[key]
         config.update({key: value for key, value in after.items() if key not in self.state_names})
+
+    def _follow(self, backend: Backend) -> None:
+        """Move the state to where the parameters have gone."""
+        if backend is not self._backend:
+            for config in self.groups.values():
+                config.update({key: backend.asarray(config[key]) for key in self.state_names})
+            self._backend = backend
 
     @property
     def learning_rate(self) -> float | None:

@@ -39,13 +39,13 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.best = -1.0
+        self.saved = -1
 
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         self._save_last(solver)
-        if solver.best_val_acc > self.best:
-            self.best = solver.best_val_acc
-            meta = {"epoch": metrics["epoch"], "val_acc": solver.best_val_acc}
+        if solver.best_epoch != self.saved:
+            self.saved = solver.best_epoch
+            meta = {"epoch": solver.best_epoch, "val_acc": solver.best_val_acc}
             checkpoint.save(self.folder / "best.safetensors", solver.best_arrays(), meta)
 
     def on_train_end(self, solver: Solver) -> None:

@@ -62,8 +62,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
         raise CheckpointError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: expected a checkpoint of xpnn; it cannot be read ({error})") from None
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}; received {meta.get('format')!r}")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}; received {meta!r:.60}")
     return arrays, meta
 
 

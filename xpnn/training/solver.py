@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import math
 import os
 import time
@@ -79,7 +80,7 @@ class Solver:
         The loss of every iteration.
     train_acc_history, val_acc_history : list of float
         The accuracy after the first iteration and after every epoch.
-    best_val_acc : float
+    best_val_acc, best_epoch : float, int
     best_params : dict of str to array
         The parameters that reached it; put back into the model at the end.
     epoch, iteration : int
@@ -152,11 +153,12 @@ class Solver:
         self.diverged = False
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
-        self.best_val_acc = 0.0
+        self.best_val_acc, self.best_epoch = 0.0, 0
         self.best_params: Any = {}
         self._best_state: dict[str, Array] = {}
         self._losses: list[float] = []
         self._unread: list[Array] = []  # losses still on the device
+        self._finite: Array | None = None  # on the device too
         self._order: Array | None = None
         self._order_state = self._batches.state
 
@@ -203,21 +205,31 @@ class Solver:
         """
         if self.epoch >= self.total_epochs:
             self.total_epochs += self.num_epochs
-        self.stop_reason, self.diverged = "", False
+        self.stop_reason, self.diverged, self._finite = "", False, None
+        self._follow_model()
         started = time.perf_counter() - self.seconds
         self._set_learning_rate()
-        with deferred_interrupt(self.stop):
-            try:
-                self._notify("on_train_start")
-                while self.iteration < self.num_iterations and not self.stop_reason:
-                    self._iterate()
-                    self.seconds = time.perf_counter() - started
-                self._read_losses()
-            finally:
-                self._notify("on_train_end")
+        with deferred_interrupt(self.stop), contextlib.ExitStack() as at_the_end:
+            for callback in self.callbacks:
+                callback.on_train_start(self)
+                at_the_end.callback(callback.on_train_end, self)
+            while self.iteration < self.num_iterations and not self.stop_reason:
+                self._iterate()
+                self.seconds = time.perf_counter() - started
+            self._read_losses()
         self._restore_best()
         if self.stop_reason and self.verbose:
             print(f"Stopped at iteration {self.iteration} / {self.num_iterations}: {self.stop_reason}")
+
+    def _follow_model(self) -> None:
+        """Move the data to where the model has gone since."""
+        if not isinstance(self.model, Model) or self.model.backend is self.backend:
+            return
+        self.backend = self.model.backend
+        for name in ("X_train", "y_train", "X_val", "y_val"):
+            setattr(self, name, self.backend.asarray(getattr(self, name)))
+        self._gradients = {"grads": self.model.params.like()}
+        self._order = None if self._order is None else self.backend.asarray(self._order)
 
     def _iterate(self) -> None:
         """One step, and what is due after it."""
@@ -228,7 +240,8 @@ class Solver:
         self._set_learning_rate()
         if self.verbose and (self.iteration - 1) % self.print_every == 0:
             print(f"(Iteration {self.iteration} / {self.num_iterations}) loss: {self.loss_history[-1]:f}")
-        self._notify("on_iteration")
+        for callback in self.callbacks:
+            callback.on_iteration(self)
         if self.iteration == 1:
             self._check(0, rate)
         if epoch_ends:
@@ -245,14 +258,22 @@ class Solver:
             size = self.X_train.shape[0], self.batch_size
             self._order = epoch_order(*size, self.sampling, self._batches, self.backend)
         indices = self._order[row, ...]
-        self._batch = xp.take(self.X_train, indices, axis=0)
-        loss, grads = self.model.loss(self._batch, xp.take(self.y_train, indices, axis=0), **self._gradients)
+        X, y = xp.take(self.X_train, indices, axis=0), xp.take(self.y_train, indices, axis=0)
+        loss, grads = self.model.loss(X, y, **self._gradients)
         self._unread.append(loss)
         if not self.backend.asynchronous:
             self._read_losses()
         if not self.diverged:  # never step along a gradient that is no number
-            self.optimizer.step(grads)
+            self.optimizer.step(grads, where=self._all_finite(loss))
         self.iteration += 1
+
+    def _all_finite(self, loss: Array) -> Array | None:
+        """Whether every loss so far is a number, left on the device; None where the losses have been read anyway."""
+        if not self.backend.asynchronous or not backends.is_array(loss):
+            return None
+        finite = self.backend.namespace.isfinite(loss)
+        self._finite = finite if self._finite is None else self._finite & finite
+        return self._finite
 
     def _set_learning_rate(self) -> None:
         if self._base_rate is not None:
@@ -271,12 +292,20 @@ class Solver:
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
         if bad is not None and not self.diverged:
             self.diverged = True
-            layer = self.model.first_nonfinite(self._batch) if isinstance(self.model, Model) else ""
-            where = f", first in layer {layer}" if layer else ""
             iteration = len(self._losses) + bad + 1
+            layer = self._first_nonfinite((iteration - 1) % self.iterations_per_epoch)
+            where = f", first in layer {layer}" if layer else ""
             self.stop(f"the loss is {values[bad]} at iteration {iteration}{where}")
             warnings.warn(f"Solver: {self.stop_reason}; training stopped", RuntimeWarning, stacklevel=3)
         self._losses.extend(values)
+
+    def _first_nonfinite(self, row: int) -> str:
+        """The layer where the batch of that row shows no number first; the parameters have not changed since."""
+        if not isinstance(self.model, Model):
+            return ""
+        assert self._order is not None
+        batch = self.backend.namespace.take(self.X_train, self._order[row, ...], axis=0)
+        return self.model.first_nonfinite(batch)
 
     def _check(self, epoch: int, rate: float | None) -> None:
         """Measure the accuracies, keep the parameters if they are the best so far, tell the callbacks."""
@@ -286,7 +315,7 @@ class Solver:
         if self.verbose:
             print(f"(Epoch {epoch} / {self.total_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
         if not self.best_params or val_acc > self.best_val_acc:
-            self.best_val_acc = val_acc
+            self.best_val_acc, self.best_epoch = val_acc, epoch
             self.best_params = _copy(self.model.params)
             self._best_state = _copy(self.model.state) if isinstance(self.model, Model) else {}
         if epoch > 0 and self.checkpoint_name is not None:
@@ -301,7 +330,8 @@ class Solver:
             "learning_rate": rate,
             "seconds": round(self.seconds, 3),
         }
-        self._notify("on_epoch", metrics)
+        for callback in self.callbacks:
+            callback.on_epoch(self, metrics)
 
     def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
         """Return the fraction of examples whose highest score is at their label.
@@ -326,14 +356,10 @@ class Solver:
         return float(correct) / X.shape[0]
 
     def _restore_best(self) -> None:
-        if self.best_params:
-            self.model.params = _copy(self.best_params)
-        if self._best_state:
+        if isinstance(self.model, Model) and self.best_params:
             self.model.load_state_dict(self.best_arrays())
-
-    def _notify(self, event: str, *args: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(self, *args)
+        elif self.best_params:
+            self.model.params = _copy(self.best_params)
 
     def best_arrays(self) -> dict[str, Array]:
         """Return the parameters and the state that reached the best validation accuracy."""
@@ -359,7 +385,7 @@ class Solver:
         }
         checkpoint.save(path, arrays, meta)
 
-    _HISTORY = ("epoch", "iteration", "seconds", "train_acc_history", "val_acc_history", "best_val_acc")
+    _HISTORY = ("epoch", "iteration", "seconds", "train_acc_history", "val_acc_history", "best_val_acc", "best_epoch")
 
     def _task(self) -> dict[str, Any]:
         """What must be the same when training goes on, so that it goes on as if never interrupted."""
@@ -387,6 +413,9 @@ class Solver:
         arrays, meta = checkpoint.load(path)
         if "task" not in meta:
             raise CheckpointError(f"{path}: expected a checkpoint to train on from; it holds weights alone")
+        needed = {*self._HISTORY, "loss_history", "order_state", "evaluation_state", "model_rng", "optimizer"}
+        if missing := needed - meta.keys():
+            raise CheckpointError(f"{path}: expected {', '.join(sorted(missing))}, which it does not have")
         for key, expected in self._task().items():
             if meta["task"].get(key) != expected:
                 raise CheckpointError(f"{path}: expected {key} {expected!r}; received {meta['task'].get(key)!r}")
