@@ -4,7 +4,9 @@ nox                 everything below, without cupy where there is no CUDA device
 nox -s cupy         the suite on a GPU; fails, and does not skip, where there is none
 """
 
+import json
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -17,8 +19,10 @@ TORCH = ["torch==2.13.0"]
 OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  # numpy, by Python
 
 HAS_GPU = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+HAS_NVRTC = sys.platform == "linux" and platform.machine() == "x86_64"  # CUDA's compiler is on PyPI, and needs no GPU
 
-nox.options.sessions = ["lint", "numpy", "strict", "torch", "examples", "build"] + ["cupy"] * HAS_GPU
+nox.options.sessions = ["lint", "numpy", "strict", "torch", "examples", "build"]
+nox.options.sessions += ["kernels"] * HAS_NVRTC + ["cupy"] * HAS_GPU
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "no"
 
@@ -57,11 +61,19 @@ def torch(session: nox.Session) -> None:
 
 @nox.session
 def cupy(session: nox.Session) -> None:
-    """The suite on CuPy. ``XPNN_CUDA=cuda12`` for a CUDA 12 driver."""
-    session.install(f".[{os.environ.get('XPNN_CUDA', 'cuda13')}]", *TEST, *STRICT)
+    """The suite on CuPy, for the CUDA version of the driver."""
+    driver = session.run("nvidia-smi", external=True, silent=True) or ""
+    session.install(".[cuda12]" if "CUDA Version: 12" in driver else ".[cuda13]", *TEST, *STRICT)
     session.run("python", "-c", "import cupy; assert cupy.cuda.runtime.getDeviceCount() > 0, 'no CUDA device'")
     _pytest(session, "cupy")
     session.run("xpnn", "check", "--backend", "cupy")
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """Every CUDA source compiles for every architecture, and their arithmetic is right on the CPU; no GPU needed."""
+    session.install(".", *TEST, *STRICT, "cupy-cuda13x>=14", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13")
+    session.run("pytest", "tests/test_kernels.py", *session.posargs, env={"XPNN_DEMAND_NVRTC": "1"})
 
 
 @nox.session
@@ -86,10 +98,16 @@ def build(session: nox.Session) -> None:
     wheel.unlink()
     session.chdir(folder)
     shutil.rmtree("run", ignore_errors=True)
-    xpnn = python.with_name("xpnn")
-    session.run(str(xpnn), "train", "--backend", "numpy", "--epochs", "10", "--out", "run", external=True)
-    session.run(str(xpnn), "evaluate", "run", external=True)
-    session.run(str(xpnn), "check", external=True)
+    xpnn = str(python.with_name("xpnn.exe" if os.name == "nt" else "xpnn"))
+    session.run(xpnn, "train", "--backend", "numpy", "--out", "run", external=True)
+    session.run(xpnn, "evaluate", "run", external=True)
+    session.run(xpnn, "check", external=True)
+    accuracies = [json.loads(line)["val_acc"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    if max(accuracies) < 0.95:
+        session.error(f"expected a validation accuracy of 0.95 at least; received {max(accuracies)}")
+    for file in ("py.typed", "reference.json", "data/digits.npz", "data/README.md", "kernels/cupy/philox.cu"):
+        code = f"from importlib.resources import files; assert files('xpnn').joinpath('{file}').is_file(), '{file}'"
+        session.run(str(python), "-c", code, external=True, silent=True)
 
 
 def _pytest(session: nox.Session, backend: str) -> None:

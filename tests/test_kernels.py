@@ -169,3 +169,22 @@ def test_philox_cu_gives_the_bits_of_numpys_philox(philox_on_the_host, seed, str
 def test_philox_cu_carries_past_the_last_64_bit_counter_as_numpy_does(philox_on_the_host):
     received = draw_on_the_host(philox_on_the_host, 5, 6, 2**64 - 2, 3)
     np.testing.assert_array_equal(received, random.philox(5, 6, 2**64 - 2, 12))
+
+
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+CUDA_SOURCES = sorted(Path(xpnn.kernels.__file__).parent.rglob("*.cu"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", CUDA_SOURCES, ids=[source.name for source in CUDA_SOURCES])
+def test_every_cuda_source_compiles_for_every_architecture(source, architecture):
+    try:
+        compiler = importlib.import_module("cupy.cuda.compiler")
+        # CuPy's own way to the compiler, without the device that its public one asks for
+        program = compiler._NVRTCProgram(source.read_text(), source.name, method="cubin")
+    except Exception as error:
+        if os.environ.get("XPNN_DEMAND_NVRTC"):
+            raise
+        pytest.skip(f"no CUDA compiler is installed: {error}")
+    cubin, _ = program.compile((f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true"))
+    assert cubin[:4] == b"\x7fELF"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,13 +14,14 @@ from xpnn import backend as backends
 from xpnn.backend import Backend
 from xpnn.data import Dataset
 from xpnn.errors import SettingError, XpnnError
-from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, report
+from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, Solver, report
 from xpnn.training.run import (
     LEARNING_RATES,
     RunFolder,
     Settings,
     build_model,
     build_solver,
+    flag,
     load_best,
     load_data,
 )
@@ -97,7 +99,10 @@ def train(
         "num_train": num_train, "dtype": dtype, "seed": seed, "data": data, "backend": backend,
     }  # fmt: skip
     folder = RunFolder(resume) if resume else None
-    settings = _resumed(folder, given) if folder else Settings.of(dataset or "digits", **given)
+    if folder:
+        settings = _resumed(folder, given | {"dataset": dataset, "out": out})
+    else:
+        settings = Settings.of(dataset or "digits", **given)
     chosen = _choose_backend(settings.backend)
     images = _images(settings, download)
     net = build_model(settings, images)
@@ -114,10 +119,10 @@ def train(
         folder.truncate_metrics(solver.epoch)
     else:
         folder = RunFolder.create(out, settings.dataset)
-    folder.write_config(settings, chosen)
+    folder.write_config(chosen, settings=settings)
     solver.callbacks += [MetricsLog(folder.metrics), Checkpoints(folder.path), report.Curves(folder.curves)]
     _say(f"{settings.dataset}: {len(images.X_train):,} training images; {net}; results in {folder.path}")
-    solver.train()
+    _train(solver)
     if solver.diverged:
         _say(f"stopped: {solver.stop_reason}; a smaller --lr may help")
         raise typer.Exit(1)
@@ -161,18 +166,21 @@ def compare(
             dataset, **common, optimizer=name, lr=_number("--rules", rate) if rate else None
         )
     first = next(iter(runs.values()))
-    _choose_backend(first.backend)
+    chosen = _choose_backend(first.backend)
     images = _images(first, download)
     folder = RunFolder.create(out, f"compare-{dataset}")
+    folder.write_config(chosen, **runs)
     solvers = {}
     for label, settings in runs.items():
         solver = build_solver(settings, build_model(settings, images), images)
         with console.status(f"{label} ..."):
-            solver.train()
+            _train(solver)
         if solver.stop_reason == "interrupted":
-            raise KeyboardInterrupt
+            break
         solvers[label] = solver
         _say(f"{label}: {solver.stop_reason or 'done'} in {solver.seconds:.1f} s")
+    if not solvers:
+        raise typer.Exit(130)
     rows = [
         (
             label,
@@ -188,6 +196,8 @@ def compare(
     picture = folder.path / "comparison.png"
     report.plot_comparison(picture, solvers, f"{dataset}: update rules from the same first weights")
     _say(f"figure in {picture}")
+    if len(solvers) < len(runs):
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -260,7 +270,7 @@ def info() -> None:
             rows.append((b.name, b.version(), b.device_name(), ", ".join(fast) or "none"))
         else:
             rows.append((b.name, "-", b.reason, "-"))
-            remedies.append(f"for {b.name}: {b.install}")
+            remedies += [f"for {b.name}: {b.install}"] if b.install else []
     report.table(console, "", ("backend", "version", "device", "kernels"), rows)
     for remedy in remedies:
         _say(remedy)
@@ -287,11 +297,18 @@ def _images(settings: Settings, download: bool) -> Dataset:
     return load_data(settings)
 
 
+def _train(solver: Solver) -> None:
+    """Train; what NumPy and the Solver would warn of, a loss that is no number, is told by the caller."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        solver.train()
+
+
 def _resumed(folder: RunFolder, given: dict[str, Any]) -> Settings:
     """The settings of an earlier run, with what may change replaced."""
     given = {name: value for name, value in given.items() if value is not None}
     if fixed := given.keys() - {"epochs", "backend", "data", "patience"}:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
+        flags = ", ".join(map(flag, sorted(fixed)))
         raise SettingError(f"{flags}: cannot change when a run is resumed; {folder.config} has the settings")
     return dataclasses.replace(folder.read_settings(), **given)
 

@@ -1,5 +1,8 @@
 """A net, its parameters in one buffer, and a loss."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Spe
 from xpnn.layers.initializers import constant, normal
 from xpnn.losses import softmax_loss, svm_loss
 from xpnn.models import FullyConnectedNet, Model
+from xpnn.optim import Optimizer
 from xpnn.parameters import Parameters
 
 X = normals((6, 4), 20)
@@ -490,3 +494,52 @@ def test_a_users_layer_takes_part(kind, dtype):
     _, grads = model.loss(kind(X, dtype), kind(Y))
     kind.check(grads["scale1.s"], dtype, ())
     assert isinstance(grads, Parameters)
+
+
+# Copies, moves, owners
+
+
+def test_to_the_backend_it_is_on_changes_nothing(kind):
+    model = small_model(kind)
+    buffer = model.params.flat
+    assert model.to(kind.backend) is model
+    assert model.params.flat is buffer
+
+
+@pytest.mark.parametrize("there", ["numpy", "torch", "array-api-strict:device1"])
+def test_an_optimizer_goes_along_when_its_model_moves(kind, there):
+    if not backends.get(there).is_available():
+        pytest.skip(backends.get(there).reason)
+    moved, stays = small_model(kind), small_model(kind)
+    optimizers = [Optimizer(model.params, "adam") for model in (moved, stays)]
+    for step in range(4):
+        if step == 2:
+            moved.to(there)
+        for model, optimizer in zip((moved, stays), optimizers, strict=True):
+            batch = model.backend.asarray(X, "float32"), model.backend.asarray(np.array(Y))
+            optimizer.step(model.loss(*batch)[1])
+    # two steps of adam at a rate of 1e-3, whose gradients two libraries add up in another order
+    np.testing.assert_allclose(
+        backends.to_numpy(moved.params.flat), backends.to_numpy(stays.params.flat), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_whole_and_apart(duplicate):
+    model = FullyConnectedNet([5, 4], 4, 3, dropout=0.25, use_batchnorm=True, rng=0)
+    twin = duplicate(model)
+    assert twin.backend is model.backend
+    batch = np.asarray(X, "float32"), np.array(Y)
+    first, again = model.loss(*batch)[0], twin.loss(*batch)[0]
+    assert first == again
+    twin.params.flat[...] = 0.0
+    assert not twin.net.layers["affine1"].params["W"].any()
+    assert model.params["W1"].any()
+    assert twin.bn_params[0] is twin.net.layers["batchnorm1"].bn_param
+
+
+def test_a_layer_of_another_model_is_refused():
+    net = Sequential(Affine(3))
+    Model(net, (4,), rng=0)
+    with pytest.raises(ValueError, match="expected layers of its own; received affine1, which another model has"):
+        Model(net, (4,), rng=1)

@@ -367,3 +367,84 @@ def test_dropout_masks_differ_between_iterations_but_not_between_kinds(kind):
     numpys = [twin.net.layers["dropout1"].forward(X, train=True)[0] for _ in range(2)]
     np.testing.assert_array_equal(ours, numpys)
     assert (ours[0] != ours[1]).any()
+
+
+def test_a_nan_on_a_queueing_backend_is_found_late_but_named_right_and_harms_nothing(monkeypatch):
+    monkeypatch.setattr(type(backend.get("numpy")), "asynchronous", property(lambda self: True))
+    net = Model(Sequential(Affine(5), ReLU(), Affine(3)), (6,), rng=0)
+    solver = make_solver(net)
+    frozen = {}
+
+    class Poison(Callback):
+        def on_iteration(self, solver):
+            if solver.iteration == 8:
+                net.params["affine2.W"][0, 0] = math.nan
+            if solver.iteration == 9:
+                frozen.update({name: w.copy() for name, w in net.params.items()})
+
+        def on_train_end(self, solver):
+            for name, w in net.params.items():
+                np.testing.assert_array_equal(w, frozen[name])
+
+    solver.callbacks.append(Poison())
+    with pytest.warns(RuntimeWarning, match="the loss is nan at iteration 9, first in layer affine2"):
+        solver.train()
+    assert frozen
+    assert np.isfinite(frozen["affine1.W"]).all()
+    assert solver.iteration == 12  # the end of the epoch
+
+
+def test_a_step_on_a_queueing_backend_reads_nothing_from_the_device(monkeypatch):
+    strict = backend.get("array-api-strict:device1")
+    if not strict.is_available():
+        pytest.skip(strict.reason)
+    monkeypatch.setattr(type(strict), "asynchronous", property(lambda self: True))
+    solver = make_solver(make_net(strict))
+    solver._step()
+    array = type(solver.X_train)
+    for name in ("__float__", "__int__", "__bool__", "__index__", "to_device"):
+        monkeypatch.setattr(array, name, lambda *args: pytest.fail("a value was read from the device"))
+    for _ in range(12):  # over the end of two epochs
+        solver._step()
+    assert solver.iteration == 13
+
+
+def test_training_goes_on_after_the_model_has_moved(kind):
+    solver, straight = make_solver(num_epochs=2), make_solver()
+    solver.train()
+    solver.model.to(kind.backend)
+    solver.train()
+    assert solver.model.params.backend is kind.backend
+    assert len(solver.loss_history) == 24
+    assert solver.loss_history[-1] < solver.loss_history[0]
+    assert straight.num_iterations == 24
+
+
+def test_callbacks_are_ended_even_if_one_of_them_fails():
+    spy = Spy()
+
+    class Fails(Callback):
+        def on_iteration(self, solver):
+            raise RuntimeError("broken callback")
+
+        def on_train_end(self, solver):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        make_solver(callbacks=[spy, Fails()]).train()
+    assert spy.events[-1] == "end"
+
+
+def test_a_checkpoint_without_what_training_needs_is_refused_and_changes_nothing(tmp_path):
+    from xpnn.training import checkpoint
+
+    solver = make_solver()
+    solver.save(tmp_path / "c")
+    arrays, meta = checkpoint.load(tmp_path / "c")
+    del meta["order_state"]
+    checkpoint.save(tmp_path / "c", arrays, meta)
+    fresh = make_solver(make_net(rng=4))
+    before = fresh.model.params.flat.copy()
+    with pytest.raises(CheckpointError, match="expected order_state, which it does not have"):
+        fresh.resume(tmp_path / "c")
+    np.testing.assert_array_equal(fresh.model.params.flat, before)

@@ -71,6 +71,12 @@ class Dataset:
         """Mean of the training images, of shape (C, H, W)."""
         return self.X_train.mean(axis=0, dtype=np.float64)
 
+    @property
+    def pixel_std(self) -> float:
+        """Standard deviation of the training pixels from the mean image."""
+        squares = sum(float(np.square(image, dtype=np.float32).sum(dtype=np.float64)) for image in self.X_train)
+        return float(np.sqrt(squares / self.X_train.size - np.square(self.mean_image).mean()))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return ``X_train``, ``y_train``, ``X_val``, ... by name, as the Solver takes them."""
         return {

@@ -16,7 +16,7 @@ from xpnn import data
 from xpnn.data import Dataset
 from xpnn.data.sampling import SAMPLINGS
 from xpnn.errors import CheckpointError, SettingError
-from xpnn.models import FullyConnectedNet, Model
+from xpnn.models import FullyConnectedNet, Model, TwoLayerNet
 from xpnn.optim import RULES, SCHEDULES
 from xpnn.training import checkpoint
 from xpnn.training.solver import Callback, Solver
@@ -86,7 +86,10 @@ class Settings:
         given = {name: value for name, value in given.items() if value is not None}
         if "optimizer" in given and "lr" not in given:
             given["lr"] = LEARNING_RATES.get(given["optimizer"], cls.lr)
-        return cls(dataset=dataset, **{**DEFAULTS.get(dataset, {}), **given})
+        settings = {**DEFAULTS.get(dataset, {}), **given}
+        if settings.get("model") == "two-layer" and "hidden" not in given:
+            settings["hidden"] = settings["hidden"][:1]
+        return cls(dataset=dataset, **settings)
 
     def __post_init__(self) -> None:
         choices: dict[str, Sequence[str]] = {
@@ -101,17 +104,17 @@ class Settings:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise SettingError(
-                    f"{_flag(name)}: expected one of {', '.join(known)}; received {getattr(self, name)!r}"
+                    f"{flag(name)}: expected one of {', '.join(known)}; received {getattr(self, name)!r}"
                 )
         for name in ("epochs", "batch_size", "patience", "num_train"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SettingError(f"{_flag(name)}: expected a whole number of at least 1; received {value}")
+                raise SettingError(f"{flag(name)}: expected a whole number of at least 1; received {value}")
         for name, low, high in (("lr", 0, np.inf), ("lr_decay", 0, 1), ("weight_scale", 0, np.inf)):
             value = getattr(self, name)
             if (value is not None and not low < value <= high) or value == np.inf:
                 expected = f"a number above {low}" + ("" if high == np.inf else f" and at most {high}")
-                raise SettingError(f"{_flag(name)}: expected {expected}; received {value}")
+                raise SettingError(f"{flag(name)}: expected {expected}; received {value}")
         if not 0 <= self.dropout < 1:
             raise SettingError(f"--dropout: expected a probability in [0, 1); received {self.dropout}")
         if not 0 <= self.reg < np.inf:
@@ -120,12 +123,15 @@ class Settings:
             raise SettingError(f"--hidden: expected sizes of at least 1; received {self.hidden}")
         if self.model == "two-layer" and len(self.hidden) != 1:
             raise SettingError(f"--hidden: expected one size for --model two-layer; received {len(self.hidden)}")
+        if self.model == "two-layer" and self.batchnorm:
+            raise SettingError("--batchnorm: expected --model fc, which has layers for it; received two-layer")
         if not 0 <= self.seed < 2**64:
             raise SettingError(f"--seed: expected a whole number from 0 to 2**64 - 1; received {self.seed}")
         backends.get(self.backend)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Return a setting as the command line has it."""
     return name if name == "dataset" else f"--{name.replace('_', '-')}"
 
 
@@ -137,22 +143,21 @@ def load_data(settings: Settings) -> Dataset:
 
 def build_model(settings: Settings, dataset: Dataset) -> Model:
     """Return the untrained model of a run; it takes the data set's raw images."""
-    mean, std = dataset.mean_image, None
-    if settings.preprocess == "standardize":
-        std = float(np.sqrt(np.mean(np.square(dataset.X_train - mean.astype(np.float32)), dtype=np.float64)))
-    return FullyConnectedNet(
-        settings.hidden,
-        input_dim=mean.size,
-        num_classes=dataset.num_classes,
-        dropout=settings.dropout,
-        use_batchnorm=settings.batchnorm,
-        reg=settings.reg,
-        weight_scale=settings.weight_scale,
-        dtype=settings.dtype,
-        backend=backends.get(settings.backend),
-        rng=settings.seed,
-        standardize=(mean.reshape(-1), std),
-    )
+    mean = dataset.mean_image
+    options: dict[str, Any] = {
+        "input_dim": mean.size,
+        "num_classes": dataset.num_classes,
+        "dropout": settings.dropout,
+        "reg": settings.reg,
+        "weight_scale": settings.weight_scale,
+        "dtype": settings.dtype,
+        "backend": backends.get(settings.backend),
+        "rng": settings.seed,
+        "standardize": (mean.reshape(-1), dataset.pixel_std if settings.preprocess == "standardize" else None),
+    }
+    if settings.model == "two-layer":
+        return TwoLayerNet(hidden_dims=settings.hidden[0], **options)
+    return FullyConnectedNet(settings.hidden, use_batchnorm=settings.batchnorm, **options)
 
 
 def build_solver(settings: Settings, model: Model, dataset: Dataset, callbacks: Sequence[Callback] = ()) -> Solver:
@@ -214,9 +219,10 @@ class RunFolder:
             except OSError as error:
                 raise SettingError(f"--out: cannot write to {folder.path}: {error.strerror}") from error
 
-    def write_config(self, settings: Settings, backend: backends.Backend) -> None:
+    def write_config(self, backend: backends.Backend, **settings: Settings) -> None:
+        """Write ``config.json``: settings, under the names given, versions and hardware."""
         config = {
-            "settings": dataclasses.asdict(settings),
+            **{name: dataclasses.asdict(values) for name, values in settings.items()},
             "backend": str(backend),
             "device": backend.device_name(),
             "versions": {
@@ -253,10 +259,17 @@ class RunFolder:
             raise CheckpointError(f"{self.config}: expected the settings of a run; it is damaged ({error})") from None
 
     def truncate_metrics(self, epoch: int) -> None:
-        """Drop the lines after `epoch`, which a resumed run writes again."""
+        """Drop the lines after `epoch`, which a resumed run writes again, and one that was cut short."""
         if self.metrics.exists():
-            lines = [line for line in self.metrics.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
+            lines = [line for line in self.metrics.read_text().splitlines() if _epoch(line) <= epoch]
             _write_text(self.metrics, "".join(f"{line}\n" for line in lines))
+
+
+def _epoch(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return np.inf
 
 
 def _write_text(path: Path, text: str) -> None:
