@@ -30,7 +30,19 @@ def relu_forward(x: Array) -> tuple[Array, Cache]:
 
 
 def relu_backward(dout: Array, cache: Cache) -> Array:
-    """Return ``dx = dout`` where x > 0, else 0: the gradient at exactly 0 is 0."""
+    """Differentiate `relu_forward`: ``dx = dout`` where x > 0, else 0, also at exactly 0.
+
+    Parameters
+    ----------
+    dout : array of x's shape
+        The gradient of the loss by out.
+    cache : object
+        From `relu_forward`.
+
+    Returns
+    -------
+    dx : array of x's shape
+    """
     return namespace(dout).where(cache > 0.0, dout, 0.0)
 
 

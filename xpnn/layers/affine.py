@@ -43,7 +43,21 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Return ``dx = dout wᵀ`` in the shape of x, ``dw = xᵀ dout`` and ``db``, the sum of dout over the batch."""
+    """Differentiate `affine_forward`: ``dx = dout wᵀ``, ``dw = xᵀ dout``, ``db = sum_i dout_i``.
+
+    Parameters
+    ----------
+    dout : array (N, M)
+        The gradient of the loss by out.
+    cache : object
+        From `affine_forward`.
+
+    Returns
+    -------
+    dx : array (N, d1, ..., dk)
+    dw : array (D, M)
+    db : array (M,)
+    """
     rows, w, x_shape = cache
     xp = namespace(dout)
     dw, db = _affine_param_grads(dout, rows)

@@ -10,14 +10,23 @@ from xpnn.layers.normalization import batchnorm_backward, batchnorm_forward
 
 
 def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
-    """`affine_forward`, then `relu_forward`. Returns (out, cache)."""
+    """Rectify an affine function: ``out = max(x w + b, 0)``.
+
+    Parameters and errors as for `affine_forward`.
+
+    Returns
+    -------
+    out : array (N, M)
+    cache : object
+        For `affine_relu_backward`.
+    """
     a, affine_cache = affine_forward(x, w, b)
     out, relu_cache = relu_forward(a)
     return out, (affine_cache, relu_cache)
 
 
 def affine_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Return (dx, dw, db)."""
+    """Differentiate `affine_relu_forward`; parameters and returns as for `affine_backward`."""
     affine_cache, relu_cache = cache
     return affine_backward(relu_backward(dout, relu_cache), affine_cache)
 
@@ -25,7 +34,16 @@ def affine_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array
 def affine_batchnorm_relu_forward(
     x: Array, w: Array, b: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]
 ) -> tuple[Array, Cache]:
-    """`affine_forward`, then `batchnorm_forward`, then `relu_forward`. Returns (out, cache)."""
+    """Rectify a batch-normalized affine function: ``out = max(batchnorm(x w + b), 0)``.
+
+    Parameters and errors as for `affine_forward` and `batchnorm_forward`, with gamma and beta (M,).
+
+    Returns
+    -------
+    out : array (N, M)
+    cache : object
+        For `affine_batchnorm_relu_backward`.
+    """
     a, affine_cache = affine_forward(x, w, b)
     normalized, bn_cache = batchnorm_forward(a, gamma, beta, bn_param)
     out, relu_cache = relu_forward(normalized)
@@ -33,7 +51,21 @@ def affine_batchnorm_relu_forward(
 
 
 def affine_batchnorm_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, Array, Array]:
-    """Return (dx, dw, db, dgamma, dbeta)."""
+    """Differentiate `affine_batchnorm_relu_forward`.
+
+    Parameters
+    ----------
+    dout : array (N, M)
+        The gradient of the loss by out.
+    cache : object
+        From `affine_batchnorm_relu_forward`.
+
+    Returns
+    -------
+    dx, dw, db : arrays
+        As from `affine_backward`.
+    dgamma, dbeta : array (M,)
+    """
     affine_cache, bn_cache, relu_cache = cache
     da, dgamma, dbeta = batchnorm_backward(relu_backward(dout, relu_cache), bn_cache)
     return *affine_backward(da, affine_cache), dgamma, dbeta

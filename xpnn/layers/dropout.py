@@ -48,7 +48,19 @@ def dropout_forward(x: Array, dropout_param: Mapping[str, Any]) -> tuple[Array, 
 
 
 def dropout_backward(dout: Array, cache: Cache) -> Array:
-    """Return ``dx``: dout times the mask of the forward pass."""
+    """Differentiate `dropout_forward`: ``dx = dout mask``, in test mode ``dx = dout``.
+
+    Parameters
+    ----------
+    dout : array of x's shape
+        The gradient of the loss by out.
+    cache : object
+        From `dropout_forward`.
+
+    Returns
+    -------
+    dx : array of x's shape
+    """
     return dout if cache is None else dout * cache
 
 

@@ -75,10 +75,22 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
 
 
 def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Return the gradients by x, gamma and beta.
+    """Differentiate `batchnorm_forward`, in train mode through the batch's mean and variance.
 
-    In train mode, through the batch's mean and variance,
-    ``dx = gamma / std * (dout - mean(dout) - x_hat mean(dout x_hat))``; in test mode ``dx = gamma / std * dout``.
+    ``dx = gamma / std (dout - mean(dout) - x_hat mean(dout x_hat))``, in test mode ``dx = gamma / std dout``;
+    ``dgamma = sum_i dout_i x_hat_i``; ``dbeta = sum_i dout_i``.
+
+    Parameters
+    ----------
+    dout : array (N, D)
+        The gradient of the loss by out.
+    cache : object
+        From `batchnorm_forward`.
+
+    Returns
+    -------
+    dx : array (N, D)
+    dgamma, dbeta : array (D,)
     """
     x_hat, inv_std, gamma, mode = cache
     xp = namespace(dout)
