@@ -240,19 +240,22 @@ BAD_FLAGS = [
     (("--model", "two-layer", "--hidden", "5,5"), "--hidden: expected one size for --model two-layer; received 2"),
     (("--model", "two-layer", "--batchnorm"), "--batchnorm: expected --model fc"),
     (("--hidden", "a"), "--hidden: expected sizes with commas between, such as 500,500; received 'a'"),
-    (("--hidden", "10,0"), "--hidden: expected sizes of at least 1; received (10, 0)"),
-    (("--epochs", "0"), "--epochs: expected a whole number of at least 1; received 0"),
-    (("--batch-size", "-5"), "--batch-size: expected a whole number of at least 1; received -5"),
+    (("--hidden", "10,0"), "--hidden: expected sizes from 1 to 2**31 - 1; received (10, 0)"),
+    (("--epochs", "0"), "--epochs: expected a whole number from 1 to 2**31 - 1; received 0"),
+    (("--batch-size", "-5"), "--batch-size: expected a whole number from 1 to 2**31 - 1; received -5"),
     (("--optimizer", "adamw"), "--optimizer: expected one of sgd, sgd_momentum, sgd_nesterov_momentum, rmsprop, adam"),
-    (("--lr", "0"), "--lr: expected a number above 0; received 0.0"),
-    (("--lr", "nan"), "--lr: expected a number above 0; received nan"),
-    (("--lr", "inf"), "--lr: expected a number above 0; received inf"),
-    (("--lr-decay", "1.5"), "--lr-decay: expected a number above 0 and at most 1; received 1.5"),
+    (("--lr", "0"), "--lr: expected a finite number above 0; received 0.0"),
+    (("--lr", "nan"), "--lr: expected a finite number above 0; received nan"),
+    (("--lr", "inf"), "--lr: expected a finite number above 0; received inf"),
+    (("--lr-decay", "1.5"), "--lr-decay: expected a number above 0, at most 1; received 1.5"),
     (("--reg", "-1"), "--reg: expected a number of at least 0; received -1.0"),
     (("--dropout", "1"), "--dropout: expected a probability in [0, 1); received 1.0"),
     (("--dtype", "float16"), "--dtype: expected one of float32, float64; received 'float16'"),
     (("--seed", "-1"), "--seed: expected a whole number from 0 to 2**64 - 1; received -1"),
     (("--num-train", "99999"), "digits: expected from 1 to 1297 training images; received 99999"),
+    (("--data", "somewhere"), "--data: expected none for digits, which ship with xpnn; received 'somewhere'"),
+    (("--hidden", "99999999999999999999"), "--hidden: expected sizes from 1 to 2**31 - 1"),
+    (("--out", ""), "expected the name of a folder; received an empty one"),
     (("--resume", "nowhere"), "nowhere: expected the folder of a run; it has no config.json"),
     (("imagenet",), "dataset: expected one of digits, cifar10; received 'imagenet'"),
     (("cifar10", "--data", "nowhere"), "nowhere"),
@@ -275,6 +278,72 @@ def test_a_wrong_flag_is_one_line_and_status_2_and_writes_nothing(xpnn, tmp_path
     assert message in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_second_ctrl_c_leaves_the_last_whole_epoch(xpnn, tmp_path, monkeypatch):
+    class Impatient(Callback):
+        def on_iteration(self, solver):
+            if solver.iteration == 9:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.report, "EpochLines", lambda console: Impatient())
+    assert xpnn("train", *QUICK, "--out", "run")[0] == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.load(tmp_path / "run/last.safetensors")[1]["iteration"] == 6
+    assert xpnn("train", "--resume", "run")[0] == 0
+
+
+def test_a_full_disk_is_one_line_and_status_2(xpnn, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    status, _, err = xpnn("train", *QUICK, "--out", "run")
+    assert status == 2
+    assert err == "xpnn: run/last.safetensors: cannot be written (I/O error: No space left on device (os error 28))\n"
+
+
+def test_too_little_memory_is_one_line_and_status_2(xpnn):
+    status, _, err = xpnn("train", *QUICK[:2], "--hidden", "2000000000,2000000000")
+    assert status == 2
+    assert err.startswith("xpnn: not enough memory: Unable to allocate")
+    assert err.count("\n") == 1
+
+
+def test_a_runs_folder_that_cannot_be_made_is_named(xpnn, tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
+    status, _, err = xpnn("train", *QUICK)
+    assert (status, err) == (2, "xpnn: --out: cannot write to runs/digits-1: File exists\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden": [1.5]}, {"num_train": 2.5}, {"backend": 5}, {"epochs": None}, {"batchnorm": "no"}, {"lr": True}],
+)
+def test_a_config_of_other_types_is_damaged(xpnn, tmp_path, change):
+    xpnn("train", *QUICK, "--out", "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["settings"] |= change
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    status, _, err = xpnn("train", "--resume", "run", "--epochs", 5)
+    assert status == 2
+    assert f"it is damaged (expected {next(iter(change))} to be " in err
+    assert err.count("\n") == 1
+
+
+def test_one_image_is_learned_by_heart(xpnn):
+    assert xpnn("train", "--backend", "numpy", "--num-train", 1, "--epochs", 1, "--hidden", 4)[0] == 0
+
+
+@pytest.mark.parametrize("rules", ["adam,adam", "adamw", ""])
+def test_compare_names_rules_that_it_cannot_compare(xpnn, rules):
+    status, _, err = xpnn("compare", "--rules", rules)
+    assert status == 2
+    assert err.startswith("xpnn: --rules: expected some of sgd, ")
 
 
 def test_resume_refuses_other_settings(xpnn):

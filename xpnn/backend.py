@@ -22,6 +22,7 @@ from xpnn.errors import BackendUnavailable, SettingError
 
 Array = Any  # the standard has no type for "an array of some library"
 Shape = tuple[int, ...]
+FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 
 class Backend:
@@ -235,8 +236,8 @@ class Torch(Backend):
         return torch.device(self.device_id or "cpu")
 
     def asarray(self, x: Any, dtype: Any = None, copy: bool = False) -> Array:
-        if isinstance(x, np.ndarray):  # torch takes no read-only or reversed memory
-            x = np.array(x)
+        if isinstance(x, np.ndarray):  # torch takes no read-only or reversed memory, and no foreign byte order
+            x = np.array(x, dtype=x.dtype.newbyteorder("="))
         return super().asarray(x, dtype, copy)
 
     def to_numpy(self, x: Array) -> np.ndarray:
@@ -310,6 +311,8 @@ def get(name: "str | Backend | None" = None) -> Backend:
     if isinstance(name, Backend):
         return name
     name = name or os.environ.get("XPNN_BACKEND") or "numpy"
+    if not isinstance(name, str):
+        raise SettingError(f"backend: expected a name; received {name!r}")
     if name == "auto":
         cupy = _instance("cupy", "")
         return cupy if cupy.is_available() else _instance("numpy", "")
@@ -428,11 +431,15 @@ def _dtype_name(kind: Any, dtype: Any) -> str:  # the kind keeps dtypes of two l
 
 
 def is_floating(x: Array) -> bool:
-    return dtype_name(x.dtype) in ("float64", "float32", "float16", "bfloat16")
+    return dtype_name(x.dtype) in FLOATING
 
 
 def is_integer(x: Array) -> bool:
     return dtype_name(x.dtype).startswith(("int", "uint"))
+
+
+def is_real(x: Array) -> bool:
+    return is_floating(x) or is_integer(x) or dtype_name(x.dtype) == "bool"
 
 
 @functools.cache

@@ -48,6 +48,7 @@ DataOption = Annotated[
     str | None, typer.Option(help="Folder or archive of CIFAR-10; else XPNN_DATA, else the user's cache.")
 ]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 (170 MB) if it is not there.")]
+WeightScaleOption = Annotated[float | None, typer.Option(help="Standard deviation of the first weights.")]
 OutOption = Annotated[str | None, typer.Option(help="New folder for the results; by default one under runs/.")]
 
 
@@ -73,7 +74,7 @@ def train(
     reg: Annotated[float | None, typer.Option(help="Strength of the L2 penalty.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Probability to drop.")] = None,
     batchnorm: Annotated[bool | None, typer.Option("--batchnorm/--no-batchnorm", help="Batch norm.")] = None,
-    weight_scale: Annotated[float | None, typer.Option(help="Standard deviation of the first weights.")] = None,
+    weight_scale: WeightScaleOption = None,
     preprocess: Annotated[str | None, typer.Option(help="center (subtract the mean image) or standardize.")] = None,
     sampling: Annotated[str | None, typer.Option(help="shuffle, or replacement as in the course.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without progress.")] = None,
@@ -98,6 +99,8 @@ def train(
         "weight_scale": weight_scale, "preprocess": preprocess, "sampling": sampling, "patience": patience,
         "num_train": num_train, "dtype": dtype, "seed": seed, "data": data, "backend": backend,
     }  # fmt: skip
+    if out == "" or resume == "":
+        raise SettingError("--out, --resume: expected the name of a folder; received an empty one")
     folder = RunFolder(resume) if resume else None
     if folder:
         settings = _resumed(folder, given | {"dataset": dataset, "out": out})
@@ -124,19 +127,19 @@ def train(
     _say(f"{settings.dataset}: {len(images.X_train):,} training images; {net}; results in {folder.path}")
     _train(solver)
     if solver.diverged:
-        _say(f"stopped: {solver.stop_reason}; a smaller --lr may help")
+        _say(f"stopped: {solver.stop_reason}")
         raise typer.Exit(1)
-    if solver.stop_reason:
+    if solver.stop_reason and solver.epoch < settings.epochs:
         _say(f"stopped at epoch {solver.epoch} of {settings.epochs}: {solver.stop_reason}")
     _say(f"best validation accuracy {solver.best_val_acc:.4f} after {solver.seconds:.1f} s; {folder.curves}")
-    if solver.stop_reason == "interrupted":
+    if solver.stop_reason == "interrupted" and solver.epoch < settings.epochs:
         _say(f"xpnn train --resume {folder.path} trains on")
         raise typer.Exit(130)
 
 
 @app.command()
 def compare(
-    dataset: Annotated[str, typer.Argument(help="cifar10 or digits.")] = "cifar10",
+    dataset: Annotated[str, typer.Argument(help="digits (default) or cifar10.")] = "digits",
     rules: Annotated[
         str, typer.Option(help="Update rules, each with its learning rate after a colon if not the course's.")
     ] = ",".join(LEARNING_RATES),
@@ -144,7 +147,7 @@ def compare(
     hidden: HiddenOption = "100,100,100,100,100",
     epochs: EpochsOption = 5,
     batch_size: BatchSizeOption = 100,
-    weight_scale: Annotated[float, typer.Option(help="Standard deviation of the first weights.")] = 5e-2,
+    weight_scale: WeightScaleOption = None,
     num_train: NumTrainOption = None,
     dtype: DtypeOption = None,
     seed: SeedOption = None,
@@ -152,7 +155,12 @@ def compare(
     download: DownloadOption = False,
     out: OutOption = None,
 ) -> None:
-    """Train one net under several update rules from the same first weights, and draw the course's figure."""
+    """Train one net under several update rules from the same first weights, and draw them side by side.
+
+    With cifar10 it is the course's experiment: 4,000 images, 5 hidden layers of 100 units.
+    """
+    if weight_scale is None and dataset == "cifar10":
+        weight_scale = 5e-2
     common = {
         "hidden": _sizes(hidden), "epochs": epochs, "batch_size": batch_size, "weight_scale": weight_scale,
         "dtype": dtype, "seed": seed, "data": data, "backend": backend, "preprocess": "center",
@@ -162,6 +170,8 @@ def compare(
     runs = {}
     for rule in rules.split(","):
         name, _, rate = rule.strip().partition(":")
+        if name not in LEARNING_RATES or rule.strip() in runs:
+            raise SettingError(f"--rules: expected some of {', '.join(LEARNING_RATES)}, each once; received {rules!r}")
         runs[rule.strip()] = Settings.of(
             dataset, **common, optimizer=name, lr=_number("--rules", rate) if rate else None
         )
@@ -341,6 +351,8 @@ def main() -> NoReturn:
         sys.exit(app(standalone_mode=False))
     except XpnnError as error:
         sys.exit(_fail(str(error)))
+    except MemoryError as error:
+        sys.exit(_fail(f"not enough memory: {error}"))
     except OSError as error:  # a full disk, a folder that went away
         sys.exit(_fail(f"{error.filename or 'output'}: {error.strerror or error}"))
     except KeyboardInterrupt:

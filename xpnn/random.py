@@ -51,7 +51,7 @@ class Generator:
         self.state = (seed, stream, counter)
 
     @property
-    def state(self) -> tuple[int, int, int]:
+    def state(self) -> tuple[int, ...]:
         """(seed, stream, counter); may be set."""
         return self.seed, self.stream, self.counter
 
@@ -170,4 +170,7 @@ def as_generator(rng: "Generator | int | None", stream: int = WEIGHTS) -> Genera
 
 
 def _shape(shape: int | Shape) -> Shape:
-    return tuple(shape) if isinstance(shape, Sequence) else (operator.index(shape),)
+    try:
+        return (operator.index(shape),)  # type: ignore[arg-type]
+    except TypeError:
+        return tuple(operator.index(size) for size in shape)  # type: ignore[union-attr]

@@ -282,7 +282,7 @@ def test_names_a_truncated_batch(python_folder, size):
     whole = (python_folder / "data_batch_5").read_bytes()
     (python_folder / "data_batch_5").write_bytes(whole[:size])
     assert refusal(read_cifar10, python_folder).startswith(
-        f"{python_folder / 'data_batch_5'}: expected a pickled dict of arrays; reading it ended in "
+        f"{python_folder / 'data_batch_5'}: expected a pickled dict of arrays; received something else ("
     )
 
 

@@ -219,7 +219,7 @@ def test_refuses_what_is_no_pickle(data):
 
 
 def test_refuses_what_is_no_dict():
-    assert refusal(pickle.dumps([1], protocol=4)).endswith("reading it ended in ValueError: it holds a list")
+    assert refusal(pickle.dumps([1], protocol=4)).endswith("received something else (ValueError: it holds a list)")
 
 
 def test_damage_ends_in_content_or_in_a_data_error():

@@ -435,6 +435,81 @@ def test_callbacks_are_ended_even_if_one_of_them_fails():
     assert spy.events[-1] == "end"
 
 
+DAMAGE = {
+    "epoch": "three",
+    "iteration": -1,
+    "loss_history": [1.0],
+    "train_acc_history": None,
+    "best_val_acc": 5.5,
+    "order_state": [1, 2],
+    "evaluation_state": [1, 2, "x"],
+    "model_rng": [],
+    "optimizer": 7,
+    "task": "fast",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_checkpoint_whose_meta_is_damaged_is_refused(tmp_path, name):
+    from xpnn.training import checkpoint
+
+    solver = make_solver(num_epochs=1, checkpoint_name=str(tmp_path / "run"))
+    solver.train()
+    arrays, meta = checkpoint.load(tmp_path / "run_epoch_1.safetensors")
+    checkpoint.save(tmp_path / "c", arrays, meta | {name: DAMAGE[name]})
+    with pytest.raises(CheckpointError, match="c: expected "):
+        make_solver().resume(tmp_path / "c")
+
+
+@pytest.mark.parametrize("lost", ["optimizer/flat/v", "best/W1", "model/W1"])
+def test_a_checkpoint_that_lost_an_array_is_refused(tmp_path, lost):
+    from xpnn.training import checkpoint
+
+    solver = make_solver(num_epochs=1, checkpoint_name=str(tmp_path / "run"))
+    solver.train()
+    arrays, meta = checkpoint.load(tmp_path / "run_epoch_1.safetensors")
+    del arrays[lost]
+    checkpoint.save(tmp_path / "c", arrays, meta)
+    with pytest.raises(CheckpointError, match=lost.split("/")[-1]):
+        make_solver().resume(tmp_path / "c")
+
+
+def test_a_model_that_moves_in_mid_training_takes_its_data_along(kind):
+    class Move(Callback):
+        def on_epoch(self, solver, metrics):
+            if metrics["epoch"] == 1:
+                solver.model.to(kind.backend)
+
+    solver = make_solver(callbacks=[Move()])
+    solver.train()
+    assert solver.backend is kind.backend
+    assert len(solver.val_acc_history) == 5
+
+
+def test_sizes_may_be_numpys():
+    sizes = np.random.default_rng(0).choice([8, 9], 2)
+    net = FullyConnectedNet(sizes, input_dim=np.prod((2, 3)), num_classes=np.int64(2) + 1, rng=0)
+    solver = make_solver(net, batch_size=np.int64(10), num_epochs=np.int64(1))
+    solver.train()
+    assert solver.epoch == 1
+
+
+@pytest.mark.parametrize("setting", [{"num_train_samples": 0}, {"num_val_samples": -5}])
+def test_an_accuracy_needs_at_least_one_sample(setting):
+    with pytest.raises(SettingError, match=f"expected {next(iter(setting))} to be a whole number of at least 1"):
+        make_solver(**setting)
+
+
+def test_an_accuracy_of_nothing_is_refused():
+    with pytest.raises(SettingError, match="check_accuracy: expected at least one of each; received 0 examples"):
+        make_solver().check_accuracy(np.zeros((0, 6)), np.zeros(0, int))
+
+
+def test_validation_examples_of_another_shape_are_refused():
+    with pytest.raises(SettingError, match=r"examples of one shape; received \(6,\) and \(5,\)"):
+        Solver(make_net(), make_data() | {"X_val": np.zeros((30, 5))})
+
+
 def test_a_checkpoint_without_what_training_needs_is_refused_and_changes_nothing(tmp_path):
     from xpnn.training import checkpoint
 
@@ -445,6 +520,6 @@ def test_a_checkpoint_without_what_training_needs_is_refused_and_changes_nothing
     checkpoint.save(tmp_path / "c", arrays, meta)
     fresh = make_solver(make_net(rng=4))
     before = fresh.model.params.flat.copy()
-    with pytest.raises(CheckpointError, match="expected order_state, which it does not have"):
+    with pytest.raises(CheckpointError, match="it is damaged .order_state is missing"):
         fresh.resume(tmp_path / "c")
     np.testing.assert_array_equal(fresh.model.params.flat, before)

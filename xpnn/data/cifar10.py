@@ -319,7 +319,10 @@ def _place(root: Root) -> Path:
         import pooch
 
         place = pooch.os_cache("xpnn")
-    return Path(place).expanduser()
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:  # ~ of a user that there is not
+        raise DataError(f"CIFAR-10: expected a folder; received {str(place)!r} ({error})") from None
 
 
 def _read_files(source: Path) -> dict[str, bytes]:

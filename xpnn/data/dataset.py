@@ -73,9 +73,10 @@ class Dataset:
 
     @property
     def pixel_std(self) -> float:
-        """Standard deviation of the training pixels from the mean image."""
+        """Standard deviation of the training pixels from the mean image; 1 where they do not differ from it."""
         squares = sum(float(np.square(image, dtype=np.float32).sum(dtype=np.float64)) for image in self.X_train)
-        return float(np.sqrt(squares / self.X_train.size - np.square(self.mean_image).mean()))
+        variance = squares / self.X_train.size - np.square(self.mean_image).mean()
+        return float(np.sqrt(variance)) if variance > 1e-6 else 1.0
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return ``X_train``, ``y_train``, ``X_val``, ... by name, as the Solver takes them."""

@@ -71,7 +71,7 @@ def load_arrays(file: BinaryIO, name: str) -> dict[bytes, Any]:
         raise
     except Exception as error:  # a damaged file can fail anywhere
         received = repr(f"{type(error).__name__}: {error}"[:200])[1:-1]
-        raise DataError(f"{name}: expected a pickled dict of arrays; reading it ended in {received}") from None
+        raise DataError(f"{name}: expected a pickled dict of arrays; received something else ({received})") from None
 
 
 def _replay(data: bytes, name: str) -> Any:

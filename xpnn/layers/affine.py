@@ -1,6 +1,7 @@
 """The affine, or fully connected, layer."""
 
 import math
+import operator
 
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
@@ -86,9 +87,9 @@ class Affine(Layer):
 
     def __init__(self, units: int, init: Initializer = initializers.kaiming, name: str = "") -> None:
         super().__init__(name)
+        self.units = operator.index(units)
         if units < 1:
             raise ValueError(f"{name or 'affine'}: expected at least 1 unit; received {units}")
-        self.units = units
         self.init = init
 
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -26,6 +26,8 @@ ones = constant(1.0)
 def normal(std: float) -> Initializer:
     """N(0, std²), the course's ``weight_scale``."""
 
+    if not 0 <= std < math.inf:
+        raise ValueError(f"normal: expected a standard deviation of at least 0; received {std!r}")
     return partial(_normal, float(std))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import count
 
-from xpnn.backend import Array, Shape
+from xpnn.backend import Array, Shape, describe
 from xpnn.layers.layer import Cache, Layer
 
 
@@ -27,6 +27,9 @@ class Sequential(Layer):
     def __init__(self, *layers: Layer, name: str = "") -> None:
         super().__init__(name)
         self.layers: dict[str, Layer] = {}
+        for layer in layers:
+            if not isinstance(layer, Layer):
+                raise TypeError(f"sequential: expected layers; received {describe(layer)}")
         taken = {layer.name for layer in layers}
         for layer in layers:
             key = layer.name or _free_name(type(layer).__name__.lower(), taken)

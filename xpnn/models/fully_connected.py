@@ -1,7 +1,7 @@
 """The course's fully connected nets."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xpnn.backend import Array, Backend
@@ -71,6 +71,8 @@ class FullyConnectedNet(CourseModel):
         rng: Generator | int | None = None,
         standardize: tuple[Array | float, Array | float | None] | None = None,
     ) -> None:
+        if not isinstance(hidden_dims, Iterable):
+            raise TypeError(f"FullyConnectedNet: expected a sequence of sizes hidden_dims; received {hidden_dims!r}")
         self.use_batchnorm = use_batchnorm
         self.use_dropout = dropout != 0
         self.num_layers = len(hidden_dims) + 1

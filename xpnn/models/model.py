@@ -1,12 +1,13 @@
 """A net, its parameters in one buffer, and a loss: what the Solver trains."""
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpnn import backend as backends
-from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array
-from xpnn.errors import CheckpointError
+from xpnn.backend import FLOATING, Array, Backend, Shape, describe, dtype_name, is_array, is_real
+from xpnn.errors import CheckpointError, SettingError
 from xpnn.layers import Layer, softmax_loss
 from xpnn.parameters import Parameters
 from xpnn.random import DROPOUT, Generator, as_generator
@@ -59,11 +60,17 @@ class Model:
         rng: Generator | int | None = None,
     ) -> None:
         self.net = net
-        self.input_shape = tuple(input_shape)
+        if not isinstance(net, Layer):
+            raise TypeError(f"model: expected a Layer; received {describe(net)}")
+        self.input_shape = tuple(operator.index(size) for size in input_shape)
         self.loss_function = loss
         self.reg = float(reg)
+        if not 0 <= self.reg < math.inf:
+            raise SettingError(f"model: expected reg, the strength of the penalty, of at least 0; received {reg!r}")
         self.backend = backends.get(backend).require()
         self.output_shape = net.output_shape(self.input_shape)
+        if dtype_name(dtype) not in FLOATING:
+            raise SettingError(f"model: expected a dtype out of {', '.join(FLOATING)}; received {dtype!r}")
         self._build(dtype_name(dtype), as_generator(rng))
 
     def _build(self, dtype: str, rng: Generator) -> None:
@@ -163,6 +170,8 @@ class Model:
         """Check a batch at the model's door, flatten it where the net takes vectors, cast it."""
         if not is_array(X) or backends.of(X) is not self.backend:
             raise TypeError(f"model: expected X of backend {self.backend}; received {describe(X)}")
+        if not is_real(X):
+            raise TypeError(f"model: expected X of real numbers; received {dtype_name(X.dtype)}")
         xp = self.backend.namespace
         if tuple(X.shape[1:]) != self.input_shape:
             if X.ndim < 1 or len(self.input_shape) != 1 or math.prod(X.shape[1:]) != self.input_shape[0]:
@@ -173,6 +182,10 @@ class Model:
 
     def predict(self, X: Array, batch_size: int = 1000) -> Array:
         """Return the label with the highest score for each example."""
+        if batch_size < 1:
+            raise ValueError(f"predict: expected a batch_size of at least 1; received {batch_size}")
+        if not is_array(X):
+            raise TypeError(f"predict: expected an array; received {describe(X)}")
         xp = self.backend.namespace
         starts = range(0, max(X.shape[0], 1), batch_size)
         batches = (X[i : min(i + batch_size, X.shape[0]), ...] for i in starts)
@@ -194,13 +207,13 @@ class Model:
         """Return parameters and state by name: the arrays themselves, which go on changing, not copies."""
         return {**self._params, **self.state}
 
-    def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
-        """Set parameters and state from arrays of any backend.
+    def matching_state(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Return copies of arrays of any backend in this model's backend and dtype, if they are its parameters and state.
 
         Raises
         ------
         CheckpointError
-            When a name is missing or not known, or a shape differs; the model is then unchanged.
+            When a name is missing or not known, or a shape differs.
         """
         own = self.state_dict()
         if missing := own.keys() - arrays.keys():
@@ -216,17 +229,28 @@ class Model:
             if tuple(array.shape) != tuple(own[name].shape):
                 expected, received = tuple(own[name].shape), tuple(array.shape)
                 raise CheckpointError(f"{name}: expected shape {expected}; received {received}")
+        return new
+
+    def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
+        """Set parameters and state from arrays of any backend.
+
+        Raises
+        ------
+        CheckpointError
+            As in `matching_state`; the model is then unchanged.
+        """
+        new = self.matching_state(arrays)
         self._params.update((name, new[name]) for name in self._params)
         for path, (layer, key) in self._state_paths.items():
             layer.state[key] = new[path]
 
     @property
-    def rng_state(self) -> dict[str, tuple[int, int, int]]:
+    def rng_state(self) -> dict[str, tuple[int, ...]]:
         """The state of every layer's generator, by layer path; may be set."""
         return {layer.path: layer.rng.state for layer in self._layers if layer.rng is not None}
 
     @rng_state.setter
-    def rng_state(self, state: Mapping[str, tuple[int, int, int]]) -> None:
+    def rng_state(self, state: Mapping[str, tuple[int, ...]]) -> None:
         for layer in self._layers:
             if layer.rng is not None:
                 layer.rng.state = state[layer.path]

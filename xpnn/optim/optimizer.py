@@ -41,7 +41,7 @@ class Optimizer:
     FLAT = "flat"
 
     def __init__(self, params: MutableMapping[str, Array], rule: str | Rule = "sgd", **config: Any) -> None:
-        if isinstance(rule, str) and rule not in RULES:
+        if not callable(rule) and rule not in RULES:
             raise SettingError(f"update rule: expected one of {', '.join(RULES)}, or a callable; received {rule!r}")
         self.params = params
         self.rule: Rule = RULES[rule] if isinstance(rule, str) else rule

@@ -49,7 +49,7 @@ class Checkpoints(Callback):
             checkpoint.save(self.folder / "best.safetensors", solver.best_arrays(), meta)
 
     def on_train_end(self, solver: Solver) -> None:
-        if not solver.diverged:  # the last epoch's weights are worth more than these
+        if solver.is_whole and not solver.diverged:  # else the last epoch's weights are worth more than these
             self._save_last(solver)
 
     def _save_last(self, solver: Solver) -> None:

@@ -22,9 +22,8 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[str], object]) ->
         write(partial)
         os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are private
         os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    finally:
+        Path(partial).unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -36,11 +35,15 @@ def _umask() -> int:
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
     """Write arrays of any backend, and `meta`, which JSON must be able to hold, to `path`."""
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     host = {name: np.ascontiguousarray(to_numpy(array)) for name, array in arrays.items()}
     header = {"xpnn": json.dumps({"format": FORMAT, **meta})}
-    write_whole(path, lambda partial: save_file(host, partial, metadata=header))
+    try:
+        write_whole(path, lambda partial: save_file(host, partial, metadata=header))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from None
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +19,29 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#00
 
 
 class EpochLines(Callback):
-    """A plain line after each accuracy check."""
+    """A plain line after each accuracy check; its speed is that of training alone."""
 
     def __init__(self, console: "Console") -> None:
         self.console = console
 
     def on_train_start(self, solver: Solver) -> None:
-        self._done = solver.iteration
+        self._times: list[float] = []  # of the first and the last iteration of this epoch
+        self._steps = 0  # between the two
+
+    def on_iteration(self, solver: Solver) -> None:
+        self._times[1:] = [time.perf_counter()]
+        self._steps = 0 if len(self._times) == 1 else self._steps + 1
 
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         if metrics["epoch"] == 0:
             return
-        trained = (solver.iteration - self._done) * solver.batch_size
-        speed = trained / max(solver.seconds - getattr(self, "_seconds", 0.0), 1e-9)
-        self._done, self._seconds = solver.iteration, solver.seconds
+        seconds = self._times[-1] - self._times[0]
+        speed = f"{self._steps * solver.batch_size / seconds:,.0f}" if seconds else "-"
+        self._times = []
         width = len(str(solver.total_epochs))
         self.console.print(
             f"epoch {metrics['epoch']:{width}d}/{solver.total_epochs}  loss {metrics['loss']:.4f}  "
-            f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  {speed:,.0f} images/s",
+            f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  {speed} images/s",
             highlight=False,
         )
 
@@ -63,7 +69,8 @@ class ProgressBar(EpochLines):
         self._looked = 0.0
 
     def on_iteration(self, solver: Solver) -> None:
-        now = time.perf_counter()
+        super().on_iteration(solver)
+        now = self._times[-1]
         if now - self._looked < self.INTERVAL:
             return
         self._looked = now
@@ -89,7 +96,8 @@ class Curves(Callback):
         self.path = path
 
     def on_train_end(self, solver: Solver) -> None:
-        plot_curves(self.path, solver)
+        if solver.is_whole:
+            plot_curves(self.path, solver)
 
 
 def plot_curves(path: Path, solver: Solver) -> None:
@@ -132,12 +140,10 @@ def _plot_loss(axes: "Axes", solver: Solver, color: str, label: str = "", points
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean of the last `width` values, of fewer at the start."""
-    means, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        means.append(total / min(i + 1, width))
-    return means
+    """The mean of the `width` values around each, of fewer at the ends."""
+    sums = list(accumulate(values, initial=0.0))
+    spans = ((max(i - width // 2, 0), min(i + width // 2 + 1, len(values))) for i in range(len(values)))
+    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in spans]
 
 
 def _figure(width: float, height: float) -> "Figure":

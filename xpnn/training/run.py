@@ -20,6 +20,7 @@ from xpnn.models import FullyConnectedNet, Model, TwoLayerNet
 from xpnn.optim import RULES, SCHEDULES
 from xpnn.training import checkpoint
 from xpnn.training.solver import Callback, Solver
+from xpnn.training.typed import check_fields
 
 MODELS = ("fc", "two-layer")
 DTYPES = ("float32", "float64")
@@ -106,27 +107,29 @@ class Settings:
                 raise SettingError(
                     f"{flag(name)}: expected one of {', '.join(known)}; received {getattr(self, name)!r}"
                 )
-        for name in ("epochs", "batch_size", "patience", "num_train"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{flag(name)}: expected a whole number of at least 1; received {value}")
+        counts = {name: getattr(self, name) for name in ("epochs", "batch_size", "patience", "num_train")}
+        for name, value in counts.items():
+            if value is not None and not 1 <= value < 2**31:
+                raise SettingError(f"{flag(name)}: expected a whole number from 1 to 2**31 - 1; received {value}")
         for name, low, high in (("lr", 0, np.inf), ("lr_decay", 0, 1), ("weight_scale", 0, np.inf)):
             value = getattr(self, name)
             if (value is not None and not low < value <= high) or value == np.inf:
-                expected = f"a number above {low}" + ("" if high == np.inf else f" and at most {high}")
+                expected = f"a finite number above {low}" if high == np.inf else f"a number above {low}, at most {high}"
                 raise SettingError(f"{flag(name)}: expected {expected}; received {value}")
         if not 0 <= self.dropout < 1:
             raise SettingError(f"--dropout: expected a probability in [0, 1); received {self.dropout}")
         if not 0 <= self.reg < np.inf:
             raise SettingError(f"--reg: expected a number of at least 0; received {self.reg}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise SettingError(f"--hidden: expected sizes of at least 1; received {self.hidden}")
+        if not self.hidden or not all(1 <= size < 2**31 for size in self.hidden):
+            raise SettingError(f"--hidden: expected sizes from 1 to 2**31 - 1; received {self.hidden}")
         if self.model == "two-layer" and len(self.hidden) != 1:
             raise SettingError(f"--hidden: expected one size for --model two-layer; received {len(self.hidden)}")
         if self.model == "two-layer" and self.batchnorm:
             raise SettingError("--batchnorm: expected --model fc, which has layers for it; received two-layer")
         if not 0 <= self.seed < 2**64:
             raise SettingError(f"--seed: expected a whole number from 0 to 2**64 - 1; received {self.seed}")
+        if self.data is not None and self.dataset == "digits":
+            raise SettingError(f"--data: expected none for digits, which ship with xpnn; received {self.data!r}")
         backends.get(self.backend)
 
 
@@ -212,11 +215,12 @@ class RunFolder:
                 checkpoint.write_whole(folder.config, lambda partial: None)
                 folder.config.unlink()
                 return folder
-            except FileExistsError as error:
-                if out is not None:
-                    raise SettingError(f"--out: expected a folder; {folder.path} is a file") from error
-                number += 1
             except OSError as error:
+                if isinstance(error, FileExistsError) and folder.path.exists():
+                    if out is not None:
+                        raise SettingError(f"--out: expected a folder; {folder.path} is a file") from error
+                    number += 1
+                    continue
                 raise SettingError(f"--out: cannot write to {folder.path}: {error.strerror}") from error
 
     def write_config(self, backend: backends.Backend, **settings: Settings) -> None:
@@ -239,7 +243,10 @@ class RunFolder:
     def write_histories(self, solvers: Mapping[str, Solver]) -> None:
         """Write ``comparison.json``: losses and accuracies of several runs by name."""
         names = ("loss_history", "train_acc_history", "val_acc_history")
-        values = {label: {name: getattr(solver, name) for name in names} for label, solver in solvers.items()}
+        values = {
+            label: {name: [v if np.isfinite(v) else None for v in getattr(solver, name)] for name in names}
+            for label, solver in solvers.items()
+        }
         _write_text(self.path / "comparison.json", json.dumps(values) + "\n")
 
     def read_settings(self) -> Settings:
@@ -252,22 +259,25 @@ class RunFolder:
         """
         try:
             values = json.loads(self.config.read_text())["settings"]
+            check_fields(Settings, values)
             return Settings(**{**values, "hidden": tuple(values["hidden"])})
         except OSError:
             raise CheckpointError(f"{self.path}: expected the folder of a run; it has no config.json") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{self.config}: expected the settings of a run; it is damaged ({error})") from None
 
     def truncate_metrics(self, epoch: int) -> None:
         """Drop the lines after `epoch`, which a resumed run writes again, and one that was cut short."""
         if self.metrics.exists():
-            lines = [line for line in self.metrics.read_text().splitlines() if _epoch(line) <= epoch]
+            text = self.metrics.read_text(errors="replace")
+            lines = [line for line in text.splitlines() if _epoch(line) <= epoch]
             _write_text(self.metrics, "".join(f"{line}\n" for line in lines))
 
 
 def _epoch(line: str) -> float:
+    """The epoch of a line of metrics; infinity for one that is damaged."""
     try:
-        return json.loads(line)["epoch"]
+        return float(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError):
         return np.inf
 

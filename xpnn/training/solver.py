@@ -11,6 +11,7 @@ from typing import Any
 from xpnn import backend as backends
 from xpnn.backend import Array
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order, slices
+from xpnn.data.splits import take_split
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.models import Model
 from xpnn.optim import Optimizer, schedules
@@ -18,6 +19,7 @@ from xpnn.parameters import Parameters
 from xpnn.random import BATCHES, EVALUATION, as_generator
 from xpnn.training import checkpoint
 from xpnn.training.interrupt import deferred_interrupt
+from xpnn.training.progress import Progress
 
 Metrics = dict[str, Any]
 
@@ -89,6 +91,8 @@ class Solver:
         Why training ended early; empty if it did not.
     diverged : bool
         Whether a loss was NaN or infinite.
+    is_whole : bool
+        Whether training is not going on, and was not cut off in the middle of an iteration.
     seconds : float
         Time spent in `train`.
 
@@ -123,16 +127,21 @@ class Solver:
     ) -> None:
         if unknown:
             raise SettingError(f"Solver: received unknown settings {', '.join(map(repr, unknown))}")
-        whole = {"batch_size": batch_size, "num_epochs": num_epochs, "print_every": print_every}
-        for name, value in whole.items():
+        counts = {"batch_size": batch_size, "num_epochs": num_epochs, "print_every": print_every}
+        samples = {"num_train_samples": num_train_samples, "num_val_samples": num_val_samples}
+        for name, value in {**counts, **{k: v for k, v in samples.items() if v is not None}}.items():
             if value != int(value) or value < 1:
                 raise SettingError(f"Solver: expected {name} to be a whole number of at least 1; received {value!r}")
         if sampling not in SAMPLINGS:
             raise SettingError(f"Solver: expected sampling to be one of {', '.join(SAMPLINGS)}; received {sampling!r}")
         self.model = model
         self.backend = model.backend if isinstance(model, Model) else _backend_of(model)
-        self.X_train, self.y_train = self._take_data(data, "train")
-        self.X_val, self.y_val = self._take_data(data, "val")
+        classes = model.output_shape[0] if isinstance(model, Model) else None
+        self.X_train, self.y_train = take_split(data, "train", self.backend, classes)
+        self.X_val, self.y_val = take_split(data, "val", self.backend, classes)
+        if self.X_val.shape[1:] != self.X_train.shape[1:]:
+            shapes = f"{tuple(self.X_train.shape[1:])} and {tuple(self.X_val.shape[1:])}"
+            raise SettingError(f"Solver: expected training and validation examples of one shape; received {shapes}")
         self.batch_size, self.num_epochs, self.sampling = int(batch_size), int(num_epochs), sampling
         self.lr_decay, self.schedule = float(lr_decay), schedules.get(schedule)
         self.num_train_samples, self.num_val_samples = num_train_samples, num_val_samples
@@ -151,6 +160,7 @@ class Solver:
         self.seconds = 0.0
         self.stop_reason = ""
         self.diverged = False
+        self.is_whole = True
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
         self.best_val_acc, self.best_epoch = 0.0, 0
@@ -161,23 +171,6 @@ class Solver:
         self._finite: Array | None = None  # on the device too
         self._order: Array | None = None
         self._order_state = self._batches.state
-
-    def _take_data(self, data: Mapping[str, Array], split: str) -> tuple[Array, Array]:
-        for key in (f"X_{split}", f"y_{split}"):
-            if key not in data:
-                raise SettingError(f"Solver: expected data to have {key}; received {', '.join(data) or 'nothing'}")
-        X, y = (self.backend.asarray(data[f"{kind}_{split}"]) for kind in "Xy")
-        if X.shape[0] == 0 or y.shape != X.shape[:1]:
-            shapes = f"{tuple(X.shape)} and {tuple(y.shape)}"
-            raise SettingError(f"Solver: expected X_{split} (N, ...) and y_{split} (N,), N > 0; received {shapes}")
-        if not backends.is_integer(y):
-            raise SettingError(f"Solver: expected integer labels y_{split}; received {backends.dtype_name(y.dtype)}")
-        low, high = int(self.backend.namespace.min(y)), int(self.backend.namespace.max(y))
-        classes = self.model.output_shape[0] if isinstance(self.model, Model) else high + 1
-        if low < 0 or high >= classes:
-            expected, received = f"from 0 to {classes - 1}", low if low < 0 else high
-            raise SettingError(f"Solver: expected labels y_{split} {expected}; received {received}")
-        return X, y
 
     @property
     def num_iterations(self) -> int:
@@ -205,8 +198,7 @@ class Solver:
         """
         if self.epoch >= self.total_epochs:
             self.total_epochs += self.num_epochs
-        self.stop_reason, self.diverged, self._finite = "", False, None
-        self._follow_model()
+        self.stop_reason, self.diverged, self.is_whole, self._finite = "", False, False, None
         started = time.perf_counter() - self.seconds
         self._set_learning_rate()
         with deferred_interrupt(self.stop), contextlib.ExitStack() as at_the_end:
@@ -217,6 +209,7 @@ class Solver:
                 self._iterate()
                 self.seconds = time.perf_counter() - started
             self._read_losses()
+            self.is_whole = True
         self._restore_best()
         if self.stop_reason and self.verbose:
             print(f"Stopped at iteration {self.iteration} / {self.num_iterations}: {self.stop_reason}")
@@ -251,6 +244,7 @@ class Solver:
 
     def _step(self) -> None:
         """One batch: gather, loss and gradients, update."""
+        self._follow_model()
         xp = self.backend.namespace
         row = self.iteration % self.iterations_per_epoch
         if row == 0 or self._order is None:
@@ -344,8 +338,12 @@ class Solver:
         batch_size : int
             How many go through the model at a time.
         """
+        self._follow_model()
         xp = self.backend.namespace
         X, y = self.backend.asarray(X), self.backend.asarray(y)
+        if X.shape[0] == 0 or batch_size < 1 or (num_samples is not None and num_samples < 1):
+            received = f"{X.shape[0]} examples, num_samples {num_samples} and batch_size {batch_size}"
+            raise SettingError(f"check_accuracy: expected at least one of each; received {received}")
         if num_samples is not None and X.shape[0] > num_samples:
             indices = self._evaluation.integers(0, X.shape[0], num_samples, self.backend)
             X, y = xp.take(X, indices, axis=0), xp.take(y, indices, axis=0)
@@ -371,19 +369,18 @@ class Solver:
         arrays = {
             **checkpoint.prefixed("model", self._model_arrays()),
             **checkpoint.prefixed("best", self.best_arrays()),
-            **{f"optimizer/{g}/{k}": v for g, c in groups.items() for k, v in c.items() if backends.is_array(v)},
+            **checkpoint.prefixed("optimizer", self._optimizer_arrays()),
         }
-        scalars = {g: {k: v for k, v in c.items() if not backends.is_array(v)} for g, c in groups.items()}
-        meta = {
+        progress = Progress(
+            loss_history=self.loss_history,
+            order_state=self._order_state if self.iteration % self.iterations_per_epoch else self._batches.state,
+            evaluation_state=self._evaluation.state,
+            model_rng=self.model.rng_state if isinstance(self.model, Model) else {},
+            optimizer={g: {k: v for k, v in c.items() if not backends.is_array(v)} for g, c in groups.items()},
+            task=self._task(),
             **{name: getattr(self, name) for name in self._HISTORY},
-            "loss_history": self.loss_history,
-            "order_state": self._order_state if self.iteration % self.iterations_per_epoch else self._batches.state,
-            "evaluation_state": self._evaluation.state,
-            "model_rng": self.model.rng_state if isinstance(self.model, Model) else {},
-            "optimizer": scalars,
-            "task": self._task(),
-        }
-        checkpoint.save(path, arrays, meta)
+        )
+        checkpoint.save(path, arrays, progress.to_meta())
 
     _HISTORY = ("epoch", "iteration", "seconds", "train_acc_history", "val_acc_history", "best_val_acc", "best_epoch")
 
@@ -411,31 +408,35 @@ class Solver:
             When the file is damaged, or comes from another model, rule, batch size or number of examples.
         """
         arrays, meta = checkpoint.load(path)
-        if "task" not in meta:
-            raise CheckpointError(f"{path}: expected a checkpoint to train on from; it holds weights alone")
-        needed = {*self._HISTORY, "loss_history", "order_state", "evaluation_state", "model_rng", "optimizer"}
-        if missing := needed - meta.keys():
-            raise CheckpointError(f"{path}: expected {', '.join(sorted(missing))}, which it does not have")
-        for key, expected in self._task().items():
-            if meta["task"].get(key) != expected:
-                raise CheckpointError(f"{path}: expected {key} {expected!r}; received {meta['task'].get(key)!r}")
         try:
-            self._load_model(checkpoint.section("model", arrays))
+            progress = Progress.of(meta, self._task(), self.iterations_per_epoch)
+            weights = checkpoint.section("model", arrays)
+            weights = self.model.matching_state(weights) if isinstance(self.model, Model) else weights
+            saved = checkpoint.section("optimizer", arrays)
+            for name, array in self._optimizer_arrays().items():
+                if name not in saved or tuple(saved[name].shape) != tuple(array.shape):
+                    raise CheckpointError(f"expected the optimizer's {name} of shape {tuple(array.shape)}")
+            if missing := self._model_arrays().keys() - checkpoint.section("best", arrays).keys():
+                raise CheckpointError(f"expected the best {', '.join(sorted(missing))}, which it does not have")
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
+        self._load_model(weights)
         for name in self._HISTORY:
-            setattr(self, name, meta[name])
-        self._losses, self._unread, self._order = list(meta["loss_history"]), [], None
-        self._batches.state, self._evaluation.state = meta["order_state"], meta["evaluation_state"]
+            setattr(self, name, getattr(progress, name))
+        self._losses, self._unread, self._order = progress.loss_history, [], None
+        self._batches.state, self._evaluation.state = progress.order_state, progress.evaluation_state
         if isinstance(self.model, Model):
-            self.model.rng_state = meta["model_rng"]
+            self.model.rng_state = progress.model_rng
         for group, config in self.optimizer.groups.items():
-            config.update(meta["optimizer"][group])
-            saved = checkpoint.section(f"optimizer/{group}", arrays)
-            config.update((key, self.backend.asarray(array)) for key, array in saved.items())
+            config.update(progress.optimizer.get(group, {}))
+            config.update((k, self.backend.asarray(a)) for k, a in checkpoint.section(group, saved).items())
         best = {name: self.backend.asarray(a) for name, a in checkpoint.section("best", arrays).items()}
         self.best_params = {name: a for name, a in best.items() if name in self.model.params}
         self._best_state = {name: a for name, a in best.items() if name not in self.model.params}
+
+    def _optimizer_arrays(self) -> dict[str, Array]:
+        groups = self.optimizer.groups.items()
+        return {f"{group}/{key}": v for group, config in groups for key, v in config.items() if backends.is_array(v)}
 
     def _load_model(self, arrays: Mapping[str, Array]) -> None:
         if isinstance(self.model, Model):
