@@ -208,7 +208,7 @@ class Model:
         return {**self._params, **self.state}
 
     def matching_state(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Return copies of arrays of any backend in this model's backend and dtype, if they are its parameters and state.
+        """Return copies of arrays in this model's backend and dtype, if they are all its parameters and state.
 
         Raises
         ------

@@ -120,8 +120,8 @@ class Settings:
             raise SettingError(f"--dropout: expected a probability in [0, 1); received {self.dropout}")
         if not 0 <= self.reg < np.inf:
             raise SettingError(f"--reg: expected a number of at least 0; received {self.reg}")
-        if not self.hidden or not all(1 <= size < 2**31 for size in self.hidden):
-            raise SettingError(f"--hidden: expected sizes from 1 to 2**31 - 1; received {self.hidden}")
+        if not self.hidden or not all(1 <= size <= 1_000_000 for size in self.hidden):
+            raise SettingError(f"--hidden: expected sizes from 1 to 1,000,000; received {self.hidden}")
         if self.model == "two-layer" and len(self.hidden) != 1:
             raise SettingError(f"--hidden: expected one size for --model two-layer; received {len(self.hidden)}")
         if self.model == "two-layer" and self.batchnorm:
