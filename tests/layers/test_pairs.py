@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from oracles import EPS, normals
+from xpnn import backend as backends
 from xpnn import layers
 from xpnn.gradient_check import eval_numerical_gradient_array, rel_error
 
@@ -141,3 +142,25 @@ def test_a_change_of_the_input_after_forward_does_not_reach_the_output(kind, dty
     out, _ = layers.affine_forward(x, kind(np.ones((3, 2)), dtype), kind(np.zeros(2), dtype))
     x[...] = 0.0
     kind.assert_close(out, np.full((2, 2), 3.0))
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "dropout-test"])
+def test_a_gradient_of_another_shape_is_refused(name, kind):
+    pair = PAIRS[name]
+    out, cache = pair.forward(*(kind(x) for x in inputs_of(pair)))
+    with pytest.raises(ValueError, match=r"_backward: expected dout of shape .*, as out; received \(1, 2\)"):
+        pair.backward(kind(np.ones((1, 2)), "float32"), cache)
+    assert tuple(out.shape) != (1, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "dropout-test"])
+def test_a_gradient_of_another_kind_is_refused(name):
+    strict = backends.get("array-api-strict")
+    if not strict.is_available():
+        pytest.skip(strict.reason)
+    pair = PAIRS[name]
+    out, cache = pair.forward(*inputs_of(pair))
+    with pytest.raises(
+        TypeError, match=r"_backward: expected dout and cache of one kind; received dout: array_api_strict"
+    ):
+        pair.backward(strict.asarray(out), cache)

@@ -1,7 +1,7 @@
 """Activations."""
 
-from xpnn.backend import Array, namespace, one_kind
-from xpnn.layers.layer import Cache, Layer
+from xpnn.backend import Array, one_kind
+from xpnn.layers.layer import Cache, Layer, check_dout
 
 
 def relu_forward(x: Array) -> tuple[Array, Cache]:
@@ -43,7 +43,8 @@ def relu_backward(dout: Array, cache: Cache) -> Array:
     -------
     dx : array of x's shape
     """
-    return namespace(dout).where(cache > 0.0, dout, 0.0)
+    xp = check_dout("relu_backward", dout, cache, cache.shape)
+    return xp.where(cache > 0.0, dout, 0.0)
 
 
 class ReLU(Layer):

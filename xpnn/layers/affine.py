@@ -5,7 +5,7 @@ import operator
 
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
-from xpnn.layers.layer import Cache, Initializer, Layer, Spec
+from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout
 
 
 def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
@@ -60,7 +60,7 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     db : array (M,)
     """
     rows, w, x_shape = cache
-    xp = namespace(dout)
+    xp = check_dout("affine_backward", dout, w, (rows.shape[0], w.shape[1]))
     dw, db = _affine_param_grads(dout, rows)
     return xp.reshape(xp.matmul(dout, w.T), x_shape), dw, db
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from xpnn import backend as backends
 from xpnn.backend import Array, one_kind
-from xpnn.layers.layer import Cache, Layer
+from xpnn.layers.layer import Cache, Layer, check_dout
 from xpnn.random import DROPOUT, Generator, as_generator
 
 
@@ -61,7 +61,10 @@ def dropout_backward(dout: Array, cache: Cache) -> Array:
     -------
     dx : array of x's shape
     """
-    return dout if cache is None else dout * cache
+    if cache is None:
+        return dout
+    check_dout("dropout_backward", dout, cache, cache.shape)
+    return dout * cache
 
 
 def _generator(dropout_param: Mapping[str, Any]) -> Generator:

@@ -3,11 +3,19 @@
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
-from xpnn.backend import Array, Shape, namespace
+from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.random import Generator
 
 Cache = Any  # what a forward pass keeps for its backward pass
 Initializer = Callable[..., Array]  # (generator, shape, dtype, backend) -> array
+
+
+def check_dout(where: str, dout: Array, cached: Array, shape: Shape) -> Any:
+    """Return the namespace of a gradient; raise where it is not of the kind of the cache, or of the output's shape."""
+    xp = one_kind(where, dout=dout, cache=cached)
+    if tuple(dout.shape) != tuple(shape):
+        raise ValueError(f"{where}: expected dout of shape {tuple(shape)}, as out; received {tuple(dout.shape)}")
+    return xp
 
 
 class Spec(NamedTuple):

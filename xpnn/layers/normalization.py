@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from xpnn.backend import Array, Shape, namespace, one_kind
+from xpnn.backend import Array, Shape, one_kind
 from xpnn.layers import initializers
-from xpnn.layers.layer import Cache, Layer, Spec
+from xpnn.layers.layer import Cache, Layer, Spec, check_dout
 
 
 def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
@@ -93,7 +93,7 @@ def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     dgamma, dbeta : array (D,)
     """
     x_hat, inv_std, gamma, mode = cache
-    xp = namespace(dout)
+    xp = check_dout("batchnorm_backward", dout, x_hat, x_hat.shape)
     dbeta = xp.sum(dout, axis=0)
     dgamma = xp.sum(dout * x_hat, axis=0)
     if mode == "train":
