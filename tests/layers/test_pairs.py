@@ -160,7 +160,5 @@ def test_a_gradient_of_another_kind_is_refused(name):
         pytest.skip(strict.reason)
     pair = PAIRS[name]
     out, cache = pair.forward(*inputs_of(pair))
-    with pytest.raises(
-        TypeError, match=r"expected dout and cache of one kind; received dout: array_api_strict"
-    ):
+    with pytest.raises(TypeError, match=r"expected dout and cache of one kind; received dout: array_api_strict"):
         pair.backward(strict.asarray(out), cache)
