@@ -194,3 +194,18 @@ def test_an_unknown_rule_is_refused(kind):
 def test_an_unknown_setting_is_refused(kind):
     with pytest.raises(SettingError, match="adam: expected settings among learning_rate, .*; received 'momentum'"):
         Optimizer(filled(kind, "float64", 0), "adam", momentum=0.9)
+
+
+@pytest.mark.parametrize("queueing", [False, True])
+@pytest.mark.parametrize("flat", [True, False])
+def test_parameters_stay_where_the_condition_is_false(kind, queueing, flat, monkeypatch):
+    monkeypatch.setattr(type(kind.backend), "asynchronous", property(lambda self: queueing))
+    params = Parameters({"W": (2, 3)}, kind.backend, "float64")
+    params["W"] = np.ones((2, 3))
+    grads = params.copy()
+    target = params if flat else {"W": params["W"]}
+    optimizer = Optimizer(target, "sgd", learning_rate=0.5)
+    optimizer.step(grads if flat else {"W": grads["W"]}, where=kind.xp.asarray(False, device=kind.backend.device))
+    kind.assert_close(target["W"], np.ones((2, 3)))
+    optimizer.step(grads if flat else {"W": grads["W"]}, where=kind.xp.asarray(True, device=kind.backend.device))
+    kind.assert_close(target["W"], np.full((2, 3), 0.5))

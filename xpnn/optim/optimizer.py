@@ -85,8 +85,11 @@ class Optimizer:
         """
         gradient = dict(self._by_group(grads))
         for name, w in self._by_group(self.params):
-            self._follow(backends.of(w))
-            if self._shared is not None and not backends.of(w).asynchronous:
+            backend = backends.of(w)
+            self._follow(backend)
+            if where is not None and not backend.asynchronous and not bool(where):
+                continue
+            if self._shared is not None and not backend.asynchronous:
                 self._step_in_blocks(w, gradient[name], self.groups[name])
                 continue
             next_w, self.groups[name] = self.rule(w, gradient[name], self.groups[name])

@@ -218,7 +218,8 @@ class Solver:
         """Move the data to where the model has gone since."""
         if not isinstance(self.model, Model) or self.model.backend is self.backend:
             return
-        self.backend = self.model.backend
+        self._read_losses()
+        self.backend, self._finite = self.model.backend, None
         for name in ("X_train", "y_train", "X_val", "y_val"):
             setattr(self, name, self.backend.asarray(getattr(self, name)))
         self._gradients = {"grads": self.model.params.like()}
