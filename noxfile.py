@@ -1,6 +1,6 @@
 """Every check of the project; plain ``nox`` runs all that the machine can.
 
-nox                 everything below, without cupy where there is no CUDA device
+nox                 everything below; kernels on x86-64 Linux only, cupy where there is a CUDA device
 nox -s cupy         the suite on a GPU; fails, and does not skip, where there is none
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import nox
 
 TEST = ["pytest>=8", "hypothesis>=6"]
-STRICT = ["array-api-strict>=2.6"]
 TORCH = ["torch==2.13.0"]
 OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  # numpy, by Python
 
@@ -23,7 +22,6 @@ HAS_NVRTC = sys.platform == "linux" and platform.machine() == "x86_64"  # CUDA's
 
 nox.options.sessions = ["lint", "numpy", "strict", "torch", "examples", "build"]
 nox.options.sessions += ["kernels"] * HAS_NVRTC + ["cupy"] * HAS_GPU
-nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "no"
 
 
@@ -48,14 +46,14 @@ def numpy(session: nox.Session, version: str) -> None:
 @nox.session
 def strict(session: nox.Session) -> None:
     """The suite on array-api-strict, the stand-in for a GPU."""
-    session.install(".", *TEST, *STRICT)
+    session.install(".[test]")
     _pytest(session, "array-api-strict")
 
 
 @nox.session
 def torch(session: nox.Session) -> None:
     """The suite on PyTorch's tensors, on the CPU."""
-    session.install(".", *TEST, *STRICT, *TORCH)
+    session.install(".[test]", *TORCH)
     _pytest(session, "torch")
 
 
@@ -63,7 +61,7 @@ def torch(session: nox.Session) -> None:
 def cupy(session: nox.Session) -> None:
     """The suite on CuPy, for the CUDA version of the driver."""
     driver = session.run("nvidia-smi", external=True, silent=True) or ""
-    session.install(".[cuda12]" if "CUDA Version: 12" in driver else ".[cuda13]", *TEST, *STRICT)
+    session.install(".[test,cuda12]" if "CUDA Version: 12" in driver else ".[test,cuda13]")
     session.run("python", "-c", "import cupy; assert cupy.cuda.runtime.getDeviceCount() > 0, 'no CUDA device'")
     _pytest(session, "cupy")
     session.run("xpnn", "check", "--backend", "cupy")
@@ -72,7 +70,7 @@ def cupy(session: nox.Session) -> None:
 @nox.session
 def kernels(session: nox.Session) -> None:
     """Every CUDA source compiles for every architecture, and their arithmetic is right on the CPU; no GPU needed."""
-    session.install(".", *TEST, *STRICT, "cupy-cuda13x>=14", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13")
+    session.install(".[test]", "cupy-cuda13x>=14", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13")
     session.run("pytest", "tests/test_kernels.py", *session.posargs, env={"XPNN_DEMAND_NVRTC": "1"})
 
 

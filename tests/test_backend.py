@@ -109,7 +109,11 @@ def test_an_available_backend_has_no_reason():
 
 @pytest.mark.parametrize(
     ("cls", "package", "pip"),
-    [(Torch, "torch", "torch"), (Strict, "array_api_strict", "array-api-strict"), (CuPy, "cupy", r"'xpnn\[cuda13\]'")],
+    [
+        (Torch, "torch", "torch"),
+        (Strict, "array_api_strict", "array-api-strict"),
+        (CuPy, "cupy", r"'cupy-cuda13x\[ctk\]'"),
+    ],
 )
 def test_a_missing_library_is_named_with_what_installs_it(monkeypatch, cls, package, pip):
     monkeypatch.setattr(
@@ -183,7 +187,7 @@ def test_cupy_with_a_device_is_available(fake_cupy):
 def test_cupy_without_the_compiler_or_cublas_cannot_compute_and_says_what_to_install(fake_cupy):
     fake_cupy(lambda: 1, ones=raising(RuntimeError("libnvrtc.so was not found")))
     assert CuPy().reason == "CuPy cannot compute: libnvrtc.so was not found"
-    assert "xpnn[cuda13]" in CuPy().install
+    assert "cupy-cuda13x[ctk]" in CuPy().install
 
 
 def test_numpy_has_no_devices():

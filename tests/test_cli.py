@@ -253,6 +253,8 @@ BAD_FLAGS = [
     (("--dtype", "float16"), "--dtype: expected one of float32, float64; received 'float16'"),
     (("--seed", "-1"), "--seed: expected a whole number from 0 to 2**64 - 1; received -1"),
     (("--num-train", "99999"), "digits: expected from 1 to 1297 training images; received 99999"),
+    (("--download",), "--download: expected cifar10; digits ship with xpnn"),
+    (("imagenet", "--model", "two-layer"), "dataset: expected one of digits, cifar10; received 'imagenet'"),
     (("--data", "somewhere"), "--data: expected none for digits, which ship with xpnn; received 'somewhere'"),
     (("--hidden", "99999999999999999999"), "--hidden: expected sizes from 1 to 1,000,000"),
     (("--out", ""), "expected the name of a folder; received an empty one"),

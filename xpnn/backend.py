@@ -160,7 +160,7 @@ class NumPy(Backend):
 
 class CuPy(Backend):
     name = package = "cupy"
-    pip = "'xpnn[cuda13]' (for a CUDA 12 driver 'xpnn[cuda12]')"
+    pip = "'cupy-cuda13x[ctk]' (for a CUDA 12 driver 'cupy-cuda12x[ctk]')"
     default_device = "0"
 
     @property
@@ -319,7 +319,7 @@ def get(name: "str | Backend | None" = None) -> Backend:
     library, _, device_id = name.partition(":")
     if library not in BACKENDS:
         raise SettingError(f"backend: expected one of {', '.join([*BACKENDS, 'auto'])}; received {name!r}")
-    device_id = "cuda:0" if device_id == "cuda" else device_id
+    device_id = {"cuda": "cuda:0", "cpu:0": "cpu"}.get(device_id, device_id)  # torch's own short forms
     return _instance(library, "" if device_id == BACKENDS[library].default_device else device_id)
 
 

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnn import layers, optim
-from xpnn.backend import Array, Backend, to_numpy
+from xpnn.backend import Array, Backend, get, to_numpy
 from xpnn.gradient_check import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
 from xpnn.models import FullyConnectedNet
 from xpnn.optim import Optimizer
 
-# The published values carry 8 decimals: half a unit of the last is the most a right float64 result may differ.
-# In float32 the result's own rounding comes on top.
-# Relative for numbers above 1.
+# The published values carry 8 decimals: half a unit of the last is the most a right float64 result may differ, and
+# in float32 the result's own rounding comes on top; relative for numbers above 1.
 ROUNDING = {"float64": 5.001e-9, "float32": 5.001e-9 + 4 * float(np.finfo(np.float32).eps)}
 GRADIENT = 1e-7  # relative error of a numerical against an analytic gradient, in float64
 PARITY = 1e-5  # relative difference of losses between backends, in float32
@@ -147,8 +146,6 @@ def _gradient_checks(backend: Backend) -> Iterator[tuple[str, float, Callable[[]
 
 def _parity(backend: Backend) -> float:
     """The largest relative difference of a training run's losses from NumPy's."""
-    from xpnn.backend import get
-
     ours, numpys = (_losses(b) for b in (backend, get("numpy")))
     return float(np.max(np.abs(ours - numpys) / np.abs(numpys)))
 

@@ -1,6 +1,7 @@
 """The command line."""
 
 import dataclasses
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -86,7 +87,7 @@ def train(
     out: OutOption = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Folder of a run to train on, with its settings; --epochs and --backend may change."),
+        typer.Option(help="Folder of a run to train on; --epochs, --backend, --data and --patience may change."),
     ] = None,
 ) -> None:
     """Train a net and keep its weights, metrics and curves.
@@ -99,8 +100,8 @@ def train(
         "weight_scale": weight_scale, "preprocess": preprocess, "sampling": sampling, "patience": patience,
         "num_train": num_train, "dtype": dtype, "seed": seed, "data": data, "backend": backend,
     }  # fmt: skip
-    if out == "" or resume == "":
-        raise SettingError("--out, --resume: expected the name of a folder; received an empty one")
+    if resume == "":
+        raise SettingError("--resume: expected the folder of a run; received an empty name")
     folder = RunFolder(resume) if resume else None
     if folder:
         settings = _resumed(folder, given | {"dataset": dataset, "out": out})
@@ -132,7 +133,7 @@ def train(
     if solver.stop_reason and solver.epoch < settings.epochs:
         _say(f"stopped at epoch {solver.epoch} of {settings.epochs}: {solver.stop_reason}")
     _say(f"best validation accuracy {solver.best_val_acc:.4f} after {solver.seconds:.1f} s; {folder.curves}")
-    if solver.stop_reason == "interrupted" and solver.epoch < settings.epochs:
+    if solver.stop_reason == "interrupted" and 0 < solver.iteration < solver.num_iterations:
         _say(f"xpnn train --resume {folder.path} trains on")
         raise typer.Exit(130)
 
@@ -178,6 +179,7 @@ def compare(
     first = next(iter(runs.values()))
     chosen = _choose_backend(first.backend)
     images = _images(first, download)
+    build_model(first, images)  # before anything is written
     folder = RunFolder.create(out, f"compare-{dataset}")
     folder.write_config(chosen, **runs)
     solvers = {}
@@ -188,6 +190,7 @@ def compare(
         if solver.stop_reason == "interrupted":
             break
         solvers[label] = solver
+        folder.write_histories(solvers)
         _say(f"{label}: {solver.stop_reason or 'done'} in {solver.seconds:.1f} s")
     if not solvers:
         raise typer.Exit(130)
@@ -202,7 +205,6 @@ def compare(
         for label, s in solvers.items()
     ]
     report.table(console, "", ("rule", "learning rate", "last loss", "train acc", "val acc"), rows)
-    folder.write_histories(solvers)
     picture = folder.path / "comparison.png"
     report.plot_comparison(picture, solvers, f"{dataset}: update rules from the same first weights")
     _say(f"figure in {picture}")
@@ -276,7 +278,7 @@ def info() -> None:
     for b in map(backends.get, backends.BACKENDS):
         if b.is_available():
             kernels.load(b.name)
-            fast = [function for function, library in kernels.TABLE if library == b.name]
+            fast = [f for f, library in kernels.TABLE if library == b.name and kernels.fast_path(f, library)]
             rows.append((b.name, b.version(), b.device_name(), ", ".join(fast) or "none"))
         else:
             rows.append((b.name, "-", b.reason, "-"))
@@ -300,7 +302,9 @@ def _choose_backend(name: str) -> Backend:
 
 def _images(settings: Settings, download: bool) -> Dataset:
     """The data of a run, fetched first where that was asked for."""
-    if download and settings.dataset == "cifar10":
+    if download and settings.dataset == "digits":
+        raise SettingError("--download: expected cifar10; digits ship with xpnn")
+    if download:
         from xpnn.data import download_cifar10
 
         download_cifar10(settings.data, progressbar=console.is_terminal)
@@ -334,11 +338,11 @@ def _sizes(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
-def _number(flag: str, text: str) -> float:
+def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise SettingError(f"{flag}: expected a number; received {text!r}") from None
+        raise SettingError(f"{name}: expected a number; received {text!r}") from None
 
 
 def _say(text: str) -> None:
@@ -347,6 +351,9 @@ def _say(text: str) -> None:
 
 def main() -> NoReturn:
     """Run the command line; a user's error is one line on standard error and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where an encoding lacks a character of a path
     try:
         sys.exit(app(standalone_mode=False))
     except XpnnError as error:
@@ -356,8 +363,11 @@ def main() -> NoReturn:
     except OSError as error:  # a full disk, a folder that went away
         sys.exit(_fail(f"{error.filename or 'output'}: {error.strerror or error}"))
     except KeyboardInterrupt:
+        _fail("interrupted")
         sys.exit(130)
     except Exception as error:
+        if "memory" in str(error) and isinstance(error, RuntimeError):  # torch has no error of its own for it
+            sys.exit(_fail(f"not enough memory: {error}"))
         # typer's own errors (an unknown flag, a word where a number belongs) come from click or from a copy of it
         # inside typer, depending on its version; what marks them is that they can format themselves.
         if not hasattr(error, "format_message"):

@@ -101,7 +101,7 @@ def grad_check_sparse(
     """Print the numerical and the analytic derivative, and their relative error, at some random numbers of x."""
     rng = as_generator(seed)
     for _ in range(num_checks):
-        index = tuple(int(rng.integers(0, size)) for size in x.shape)
+        index = tuple(int(rng.integers(0, size, backend="numpy")) for size in x.shape)
         high, low = _two_sides(f, x, index, h)
         numerical, analytic = (float(high) - float(low)) / (2 * h), float(analytic_grad[index])
         error = abs(numerical - analytic) / max(abs(numerical) + abs(analytic), math.ulp(0.0))

@@ -9,10 +9,12 @@ from xpnn.training import checkpoint
 
 def test_what_is_saved_comes_back(kind, tmp_path, dtype):
     x = np.arange(6.0).reshape(2, 3)
-    checkpoint.save(tmp_path / "c", {"x": kind(x, dtype), "xt": kind(x, dtype).T}, {"epoch": 3})
+    arrays = {"x": kind(x, dtype), "xt": kind(x, dtype).T, "scalar": kind(2.5, dtype)}
+    checkpoint.save(tmp_path / "c", arrays, {"epoch": 3})
     arrays, meta = checkpoint.load(tmp_path / "c")
     np.testing.assert_array_equal(arrays["x"], x)
     np.testing.assert_array_equal(arrays["xt"], x.T)
+    assert (arrays["scalar"].shape, float(arrays["scalar"])) == ((), 2.5)
     assert arrays["x"].dtype == dtype
     assert meta == {"format": 1, "epoch": 3}
 

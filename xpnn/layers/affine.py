@@ -90,6 +90,8 @@ class Affine(Layer):
         self.units = operator.index(units)
         if units < 1:
             raise ValueError(f"{name or 'affine'}: expected at least 1 unit; received {units}")
+        if not callable(init):
+            raise TypeError(f"{name or 'affine'}: expected units and an initializer; received {units!r} and {init!r}")
         self.init = init
 
     def output_shape(self, input_shape: Shape) -> Shape:

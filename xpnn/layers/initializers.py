@@ -11,7 +11,6 @@ from xpnn.random import Generator
 
 def constant(value: Any) -> Initializer:
     """A number, or an array that broadcasts to the shape."""
-
     return partial(_constant, value)  # unlike a closure it can be pickled
 
 
@@ -25,7 +24,6 @@ ones = constant(1.0)
 
 def normal(std: float) -> Initializer:
     """N(0, std²), the course's ``weight_scale``."""
-
     if not 0 <= std < math.inf:
         raise ValueError(f"normal: expected a standard deviation of at least 0; received {std!r}")
     return partial(_normal, float(std))

@@ -122,8 +122,11 @@ class BatchNorm(Layer):
 
     state_names = ("running_mean", "running_var")
 
-    def __init__(self, eps: float = 1e-5, momentum: float = 0.9, name: str = "") -> None:
+    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.9, name: str = "") -> None:
         super().__init__(name)
+        if not eps >= 0 or not 0 <= momentum <= 1:
+            where = name or "batchnorm"
+            raise ValueError(f"{where}: expected eps >= 0 and momentum in [0, 1]; received {eps!r} and {momentum!r}")
         self.bn_param: dict[str, Any] = {"mode": "train", "eps": eps, "momentum": momentum}
         self.state = self.bn_param
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpnn import backend as backends
-from xpnn.backend import FLOATING, Array, Backend, Shape, describe, dtype_name, is_array, is_real
+from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_real
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.layers import Layer, softmax_loss
 from xpnn.parameters import Parameters
 from xpnn.random import DROPOUT, Generator, as_generator
 
+DTYPES = ("float64", "float32", "float16")
 Loss = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -69,8 +70,8 @@ class Model:
             raise SettingError(f"model: expected reg, the strength of the penalty, of at least 0; received {reg!r}")
         self.backend = backends.get(backend).require()
         self.output_shape = net.output_shape(self.input_shape)
-        if dtype_name(dtype) not in FLOATING:
-            raise SettingError(f"model: expected a dtype out of {', '.join(FLOATING)}; received {dtype!r}")
+        if dtype_name(dtype) not in DTYPES:
+            raise SettingError(f"model: expected a dtype out of {', '.join(DTYPES)}; received {dtype!r}")
         self._build(dtype_name(dtype), as_generator(rng))
 
     def _build(self, dtype: str, rng: Generator) -> None:

@@ -45,14 +45,16 @@ class Optimizer:
             raise SettingError(f"update rule: expected one of {', '.join(RULES)}, or a callable; received {rule!r}")
         self.params = params
         self.rule: Rule = RULES[rule] if isinstance(rule, str) else rule
+        self.rule_name: str = getattr(self.rule, "__name__", type(self.rule).__name__)
         self.state_names: tuple[str, ...] = getattr(self.rule, "state", ())
-        defaults: dict[str, float] | None = getattr(self.rule, "defaults", None)
-        if defaults is not None:
+        is_ours = hasattr(self.rule, "defaults")
+        self.defaults: dict[str, float] = getattr(self.rule, "defaults", {})
+        if is_ours:
             for name in config:
-                if name not in defaults and name not in self.state_names:
-                    expected = ", ".join((*defaults, *self.state_names))
-                    raise SettingError(f"{self.rule.__name__}: expected settings among {expected}; received {name!r}")
-        self._shared = params if isinstance(params, Parameters) and defaults is not None else None
+                if name not in self.defaults and name not in self.state_names:
+                    expected = ", ".join((*self.defaults, *self.state_names))
+                    raise SettingError(f"{self.rule_name}: expected settings among {expected}; received {name!r}")
+        self._shared = params if isinstance(params, Parameters) and is_ours else None
         self.groups: dict[str, Config] = {name: self._first_config(w, config) for name, w in self._by_group(params)}
         self._backend: Backend | None = None
 
@@ -61,7 +63,14 @@ class Optimizer:
         backend = backends.of(w)
         given = {key: backend.asarray(config[key], copy=True) for key in self.state_names if key in config}
         zeros = {key: namespace(w).zeros_like(w) for key in self.state_names}
-        return {**getattr(self.rule, "defaults", {}), **config, **zeros, **given}
+        settings = {key: self._number(key, value, config.get(key, value)) for key, value in self.defaults.items()}
+        return {**config, **settings, **zeros, **given}
+
+    def _number(self, key: str, default: float, value: Any) -> float:
+        try:
+            return type(default)(value)
+        except (TypeError, ValueError):
+            raise SettingError(f"{self.rule_name}: expected a number for {key}; received {value!r}") from None
 
     def _by_group(self, arrays: Mapping[str, Array]) -> list[tuple[str, Array]]:
         """The arrays that the rule runs on: the whole buffer, or one parameter after the other."""
@@ -81,7 +90,7 @@ class Optimizer:
         grads : mapping of str to array
             The gradients by the names of the parameters.
         where : array () of bool, optional
-            Where False the parameters stay as they are: a condition that nobody has to wait for.
+            Where False parameters and state stay as they are, counters aside: a condition that nobody waits for.
         """
         gradient = dict(self._by_group(grads))
         for name, w in self._by_group(self.params):
@@ -92,9 +101,13 @@ class Optimizer:
             if self._shared is not None and not backend.asynchronous:
                 self._step_in_blocks(w, gradient[name], self.groups[name])
                 continue
-            next_w, self.groups[name] = self.rule(w, gradient[name], self.groups[name])
+            before = dict(self.groups[name])
+            next_w, after = self.rule(w, gradient[name], self.groups[name])
             if where is not None:
-                next_w = namespace(w).where(where, next_w, w)
+                xp = namespace(w)
+                next_w = xp.where(where, next_w, w)
+                after |= {key: xp.where(where, after[key], before[key]) for key in self.state_names}
+            self.groups[name] = after
             if self._shared is None:
                 self.params[name] = next_w
             else:
@@ -128,10 +141,17 @@ class Optimizer:
         for config in self.groups.values():
             config["learning_rate"] = rate
 
+    def settings(self) -> dict[str, float]:
+        """Return what was set of xpnn's rule besides the learning rate: its momentum, its epsilon, ..."""
+        config: Config = next(iter(self.groups.values()), {})
+        fixed = self.defaults.keys() - {"learning_rate", "t"}
+        return {name: config[name] for name in sorted(fixed)}
+
     def configs(self) -> dict[str, Config]:
         """Return the rule's config for each parameter; its arrays are views into the state."""
         if self._shared is None:
             return {name: dict(config) for name, config in self.groups.items()}
+        self._follow(backends.of(self._shared.flat))
         config = self.groups[self.FLAT]
         views = {key: self._shared.views(config[key]) for key in self.state_names}
         return {name: {**config, **{key: view[name] for key, view in views.items()}} for name in self._shared}

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from xpnn.errors import SettingError
 from xpnn.training import checkpoint
 from xpnn.training.solver import Callback, Metrics, Solver
 
@@ -12,7 +13,7 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int) -> None:
         if patience < 1:
-            raise ValueError(f"EarlyStopping: expected a patience of at least 1 epoch; received {patience}")
+            raise SettingError(f"EarlyStopping: expected a patience of at least 1 epoch; received {patience}")
         self.patience = patience
 
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
@@ -42,14 +43,16 @@ class Checkpoints(Callback):
         self.saved = -1
 
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
-        self._save_last(solver)
-        if solver.best_epoch != self.saved:
+        if not solver.diverged:
+            self._save_last(solver)
+        if solver.best_params and solver.best_epoch != self.saved:
             self.saved = solver.best_epoch
             meta = {"epoch": solver.best_epoch, "val_acc": solver.best_val_acc}
             checkpoint.save(self.folder / "best.safetensors", solver.best_arrays(), meta)
 
     def on_train_end(self, solver: Solver) -> None:
-        if solver.is_whole and not solver.diverged:  # else the last epoch's weights are worth more than these
+        # otherwise the last epoch's weights are worth more than these
+        if solver.is_whole and solver.iteration and not solver.diverged:
             self._save_last(solver)
 
     def _save_last(self, solver: Solver) -> None:

@@ -38,7 +38,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta: Mappin
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    host = {name: np.ascontiguousarray(to_numpy(array)) for name, array in arrays.items()}
+    host = {name: np.asarray(to_numpy(array), order="C") for name, array in arrays.items()}
     header = {"xpnn": json.dumps({"format": FORMAT, **meta})}
     try:
         write_whole(path, lambda partial: save_file(host, partial, metadata=header))

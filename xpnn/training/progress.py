@@ -26,7 +26,7 @@ class Progress:
     order_state: tuple[int, ...]
     evaluation_state: tuple[int, ...]
     model_rng: dict[str, tuple[int, ...]]
-    optimizer: dict[str, dict[str, Any]]
+    optimizer: dict[str, dict[str, float | str | bool | None]]
     task: dict[str, Any]
 
     def to_meta(self) -> dict[str, Any]:

@@ -24,24 +24,13 @@ class EpochLines(Callback):
     def __init__(self, console: "Console") -> None:
         self.console = console
 
-    def on_train_start(self, solver: Solver) -> None:
-        self._times: list[float] = []  # of the first and the last iteration of this epoch
-        self._steps = 0  # between the two
-
-    def on_iteration(self, solver: Solver) -> None:
-        self._times[1:] = [time.perf_counter()]
-        self._steps = 0 if len(self._times) == 1 else self._steps + 1
-
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         if metrics["epoch"] == 0:
             return
-        seconds = self._times[-1] - self._times[0]
-        speed = f"{self._steps * solver.batch_size / seconds:,.0f}" if seconds else "-"
-        self._times = []
         width = len(str(solver.total_epochs))
         self.console.print(
             f"epoch {metrics['epoch']:{width}d}/{solver.total_epochs}  loss {metrics['loss']:.4f}  "
-            f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  {speed} images/s",
+            f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  {solver.images_per_second:,.0f} images/s",
             highlight=False,
         )
 
@@ -54,7 +43,6 @@ class ProgressBar(EpochLines):
     def on_train_start(self, solver: Solver) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        super().on_train_start(solver)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -69,8 +57,7 @@ class ProgressBar(EpochLines):
         self._looked = 0.0
 
     def on_iteration(self, solver: Solver) -> None:
-        super().on_iteration(solver)
-        now = self._times[-1]
+        now = time.perf_counter()
         if now - self._looked < self.INTERVAL:
             return
         self._looked = now
@@ -166,10 +153,11 @@ def _save(figure: "Figure", path: Path) -> None:
 def table(console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table."""
     from rich.table import Table
+    from rich.text import Text  # which takes a path's brackets as they are
 
-    grid = Table(title=title or None, title_justify="left")
+    grid = Table(title=Text(title) if title else None, title_justify="left")
     for i, column in enumerate(columns):
         grid.add_column(column, no_wrap=i == 0, overflow="fold")
     for row in rows:
-        grid.add_row(*map(str, row))
+        grid.add_row(*(Text(str(cell)) for cell in row))
     console.print(grid, highlight=False)

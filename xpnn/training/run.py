@@ -89,7 +89,7 @@ class Settings:
             given["lr"] = LEARNING_RATES.get(given["optimizer"], cls.lr)
         settings = {**DEFAULTS.get(dataset, {}), **given}
         if settings.get("model") == "two-layer" and "hidden" not in given:
-            settings["hidden"] = settings["hidden"][:1]
+            settings["hidden"] = settings.get("hidden", cls.hidden)[:1]
         return cls(dataset=dataset, **settings)
 
     def __post_init__(self) -> None:
@@ -205,6 +205,8 @@ class RunFolder:
         SettingError
             When `out` holds something, or cannot be written to.
         """
+        if out == "":
+            raise SettingError("--out: expected the name of a folder; received an empty one")
         number = 1
         while True:
             folder = cls(out or f"runs/{name}-{number}")

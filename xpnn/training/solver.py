@@ -6,17 +6,19 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from xpnn import backend as backends
 from xpnn.backend import Array
+from xpnn.data import Dataset
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order, slices
 from xpnn.data.splits import take_split
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.models import Model
 from xpnn.optim import Optimizer, schedules
 from xpnn.parameters import Parameters
-from xpnn.random import BATCHES, EVALUATION, as_generator
+from xpnn.random import BATCHES, EVALUATION, Generator, as_generator
 from xpnn.training import checkpoint
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.progress import Progress
@@ -52,7 +54,7 @@ class Solver:
     Parameters
     ----------
     model : Model, or any object with a dict `params` and ``loss(X, y=None)`` as `Model.loss`
-    data : dict
+    data : dict or Dataset
         ``X_train, y_train, X_val, y_val``: arrays of any kind; they are moved to the model's backend once.
     update_rule : str or callable
         A name from `xpnn.optim.RULES` or a function ``rule(w, dw, config)``.
@@ -93,8 +95,8 @@ class Solver:
         Whether a loss was NaN or infinite.
     is_whole : bool
         Whether training is not going on, and was not cut off in the middle of an iteration.
-    seconds : float
-        Time spent in `train`.
+    seconds, images_per_second : float
+        Time spent in `train`; speed of the last epoch, without its accuracy check.
 
     Raises
     ------
@@ -107,7 +109,7 @@ class Solver:
     def __init__(
         self,
         model: Any,
-        data: Mapping[str, Array],
+        data: Mapping[str, Array] | Dataset,
         *,
         update_rule: str | Callable[..., Any] = "sgd",
         optim_config: Mapping[str, Any] | None = None,
@@ -127,13 +129,13 @@ class Solver:
     ) -> None:
         if unknown:
             raise SettingError(f"Solver: received unknown settings {', '.join(map(repr, unknown))}")
-        counts = {"batch_size": batch_size, "num_epochs": num_epochs, "print_every": print_every}
-        samples = {"num_train_samples": num_train_samples, "num_val_samples": num_val_samples}
-        for name, value in {**counts, **{k: v for k, v in samples.items() if v is not None}}.items():
-            if value != int(value) or value < 1:
-                raise SettingError(f"Solver: expected {name} to be a whole number of at least 1; received {value!r}")
         if sampling not in SAMPLINGS:
             raise SettingError(f"Solver: expected sampling to be one of {', '.join(SAMPLINGS)}; received {sampling!r}")
+        if checkpoint_name is not None and not Path(checkpoint_name).parent.is_dir():
+            raise SettingError(
+                f"Solver: expected checkpoint_name in a folder that exists; received {checkpoint_name!r}"
+            )
+        data = data.arrays() if isinstance(data, Dataset) else data
         self.model = model
         self.backend = model.backend if isinstance(model, Model) else _backend_of(model)
         classes = model.output_shape[0] if isinstance(model, Model) else None
@@ -142,11 +144,12 @@ class Solver:
         if self.X_val.shape[1:] != self.X_train.shape[1:]:
             shapes = f"{tuple(self.X_train.shape[1:])} and {tuple(self.X_val.shape[1:])}"
             raise SettingError(f"Solver: expected training and validation examples of one shape; received {shapes}")
-        self.batch_size, self.num_epochs, self.sampling = int(batch_size), int(num_epochs), sampling
-        self.lr_decay, self.schedule = float(lr_decay), schedules.get(schedule)
-        self.num_train_samples, self.num_val_samples = num_train_samples, num_val_samples
+        self.batch_size, self.num_epochs = _whole("batch_size", batch_size), _whole("num_epochs", num_epochs)
+        self.num_train_samples = None if num_train_samples is None else _whole("num_train_samples", num_train_samples)
+        self.num_val_samples = None if num_val_samples is None else _whole("num_val_samples", num_val_samples)
+        self.lr_decay, self.schedule, self.sampling = float(lr_decay), schedules.get(schedule), sampling
         self.checkpoint_name, self.callbacks = checkpoint_name, list(callbacks)
-        self.print_every, self.verbose = print_every, verbose
+        self.print_every, self.verbose = _whole("print_every", print_every), verbose
 
         self.optimizer = Optimizer(model.params, update_rule, **(optim_config or {}))
         self._base_rate = self.optimizer.learning_rate
@@ -157,7 +160,8 @@ class Solver:
         self.total_epochs = self.num_epochs
 
         self.epoch = self.iteration = 0
-        self.seconds = 0.0
+        self.seconds = self.images_per_second = 0.0
+        self._steps, self._step_seconds = 0, 0.0  # of this epoch, without its accuracy check
         self.stop_reason = ""
         self.diverged = False
         self.is_whole = True
@@ -191,13 +195,13 @@ class Solver:
         self.stop_reason = self.stop_reason or reason
 
     def train(self) -> None:
-        """Train up to `num_epochs`; once these are done, for `num_epochs` more.
+        """Train up to `num_epochs`; once these are done, for `num_epochs` more, on from the best weights.
 
         Ctrl-C ends the training after the current iteration, as the end would: the best weights are put back
         and callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning.
         """
         if self.epoch >= self.total_epochs:
-            self.total_epochs += self.num_epochs
+            self.total_epochs = self.epoch + self.num_epochs
         self.stop_reason, self.diverged, self.is_whole, self._finite = "", False, False, None
         started = time.perf_counter() - self.seconds
         self._set_learning_rate()
@@ -227,7 +231,7 @@ class Solver:
 
     def _iterate(self) -> None:
         """One step, and what is due after it."""
-        rate = self.optimizer.learning_rate
+        started, rate = time.perf_counter(), self.optimizer.learning_rate
         self._step()
         epoch_ends = self.iteration % self.iterations_per_epoch == 0
         self.epoch += epoch_ends
@@ -236,12 +240,15 @@ class Solver:
             print(f"(Iteration {self.iteration} / {self.num_iterations}) loss: {self.loss_history[-1]:f}")
         for callback in self.callbacks:
             callback.on_iteration(self)
+        if epoch_ends:
+            self._read_losses()
+        self._steps, self._step_seconds = self._steps + 1, self._step_seconds + time.perf_counter() - started
         if self.iteration == 1:
             self._check(0, rate)
         if epoch_ends:
-            self._read_losses()
-            if not self.diverged:
-                self._check(self.epoch, rate)
+            self.images_per_second = self._steps * self.batch_size / self._step_seconds
+            self._steps, self._step_seconds = 0, 0.0
+            self._check(self.epoch, rate)
 
     def _step(self) -> None:
         """One batch: gather, loss and gradients, update."""
@@ -256,7 +263,7 @@ class Solver:
         X, y = xp.take(self.X_train, indices, axis=0), xp.take(self.y_train, indices, axis=0)
         loss, grads = self.model.loss(X, y, **self._gradients)
         self._unread.append(loss)
-        if not self.backend.asynchronous:
+        if not self.backend.asynchronous or not backends.is_array(loss):
             self._read_losses()
         if not self.diverged:  # never step along a gradient that is no number
             self.optimizer.step(grads, where=self._all_finite(loss))
@@ -300,7 +307,7 @@ class Solver:
             return ""
         assert self._order is not None
         batch = self.backend.namespace.take(self.X_train, self._order[row, ...], axis=0)
-        return self.model.first_nonfinite(batch)
+        return self.model.first_nonfinite(self.model.backend.asarray(batch))
 
     def _check(self, epoch: int, rate: float | None) -> None:
         """Measure the accuracies, keep the parameters if they are the best so far, tell the callbacks."""
@@ -309,7 +316,7 @@ class Solver:
         train_acc, val_acc = self.train_acc_history[-1], self.val_acc_history[-1]
         if self.verbose:
             print(f"(Epoch {epoch} / {self.total_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
-        if not self.best_params or val_acc > self.best_val_acc:
+        if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
             self.best_val_acc, self.best_epoch = val_acc, epoch
             self.best_params = _copy(self.model.params)
             self._best_state = _copy(self.model.state) if isinstance(self.model, Model) else {}
@@ -342,6 +349,9 @@ class Solver:
         self._follow_model()
         xp = self.backend.namespace
         X, y = self.backend.asarray(X), self.backend.asarray(y)
+        if y.shape != X.shape[:1]:
+            shapes = f"{tuple(X.shape)} and {tuple(y.shape)}"
+            raise SettingError(f"check_accuracy: expected X (N, ...) and y (N,); received {shapes}")
         if X.shape[0] == 0 or batch_size < 1 or (num_samples is not None and num_samples < 1):
             received = f"{X.shape[0]} examples, num_samples {num_samples} and batch_size {batch_size}"
             raise SettingError(f"check_accuracy: expected at least one of each; received {received}")
@@ -358,14 +368,17 @@ class Solver:
         if isinstance(self.model, Model) and self.best_params:
             self.model.load_state_dict(self.best_arrays())
         elif self.best_params:
-            self.model.params = _copy(self.best_params)
+            self.model.params.update(_copy(self.best_params))  # the optimizer holds this dict
 
     def best_arrays(self) -> dict[str, Array]:
         """Return the parameters and the state that reached the best validation accuracy."""
         return {**self.best_params, **self._best_state}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything that training on needs to a checkpoint."""
+        """Write everything that training on needs to a checkpoint.
+
+        Meant for callbacks: at the end of `train` the best weights have taken the place of the last.
+        """
         groups = self.optimizer.groups
         arrays = {
             **checkpoint.prefixed("model", self._model_arrays()),
@@ -387,12 +400,12 @@ class Solver:
 
     def _task(self) -> dict[str, Any]:
         """What must be the same when training goes on, so that it goes on as if never interrupted."""
-        rule = self.optimizer.rule.__name__
         return {
             "num_train": self.X_train.shape[0],
             "batch_size": self.batch_size,
             "sampling": self.sampling,
-            "update_rule": rule,
+            "update_rule": self.optimizer.rule_name,
+            **self.optimizer.settings(),
         }
 
     def _model_arrays(self) -> dict[str, Array]:
@@ -401,7 +414,8 @@ class Solver:
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Take up training where a checkpoint of `save` left it; `train` then goes on to `num_epochs`.
 
-        The result is the same as if training had never stopped, on another backend to rounding.
+        The result is the same as if training had never stopped, on another backend to rounding. The learning rate
+        and its schedule are those of this Solver.
 
         Raises
         ------
@@ -412,14 +426,26 @@ class Solver:
         try:
             progress = Progress.of(meta, self._task(), self.iterations_per_epoch)
             weights = checkpoint.section("model", arrays)
-            weights = self.model.matching_state(weights) if isinstance(self.model, Model) else weights
+            if isinstance(self.model, Model):
+                weights = self.model.matching_state(weights)
+                if progress.model_rng.keys() != self.model.rng_state.keys():
+                    expected, received = (", ".join(r) or "none" for r in (self.model.rng_state, progress.model_rng))
+                    raise CheckpointError(f"expected random generators of {expected}; received {received}")
+            else:
+                for name, own in self.model.params.items():
+                    if name not in weights or weights[name].shape != tuple(own.shape):
+                        raise CheckpointError(f"expected {name} of shape {tuple(own.shape)}")
+            for state in (progress.order_state, progress.evaluation_state, *progress.model_rng.values()):
+                Generator(*state)
             saved = checkpoint.section("optimizer", arrays)
             for name, array in self._optimizer_arrays().items():
                 if name not in saved or tuple(saved[name].shape) != tuple(array.shape):
                     raise CheckpointError(f"expected the optimizer's {name} of shape {tuple(array.shape)}")
+            if progress.optimizer.keys() != self.optimizer.groups.keys():
+                raise CheckpointError("expected the optimizer's settings for the same arrays; received others")
             if missing := self._model_arrays().keys() - checkpoint.section("best", arrays).keys():
                 raise CheckpointError(f"expected the best {', '.join(sorted(missing))}, which it does not have")
-        except CheckpointError as error:
+        except (CheckpointError, SettingError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
         self._load_model(weights)
         for name in self._HISTORY:
@@ -429,7 +455,7 @@ class Solver:
         if isinstance(self.model, Model):
             self.model.rng_state = progress.model_rng
         for group, config in self.optimizer.groups.items():
-            config.update(progress.optimizer.get(group, {}))
+            config.update(progress.optimizer[group])
             config.update((k, self.backend.asarray(a)) for k, a in checkpoint.section(group, saved).items())
         best = {name: self.backend.asarray(a) for name, a in checkpoint.section("best", arrays).items()}
         self.best_params = {name: a for name, a in best.items() if name in self.model.params}
@@ -446,8 +472,21 @@ class Solver:
             self.model.params.update((name, self.backend.asarray(array)) for name, array in arrays.items())
 
 
+def _whole(name: str, value: Any) -> int:
+    try:
+        if value == int(value) >= 1:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise SettingError(f"Solver: expected {name} to be a whole number of at least 1; received {value!r}")
+
+
 def _backend_of(model: Any) -> backends.Backend:
-    return backends.of(next(iter(model.params.values())))
+    """The backend of a model of the user's own: that of its parameters."""
+    params = getattr(model, "params", None)
+    if not isinstance(params, Mapping) or not params:
+        raise SettingError(f"Solver: expected a model with a dict of params; received {backends.describe(model)}")
+    return backends.of(next(iter(params.values())))
 
 
 def _copy(arrays: Mapping[str, Array]) -> Any:
