@@ -133,8 +133,9 @@ def train(
     if solver.stop_reason and solver.epoch < settings.epochs:
         _say(f"stopped at epoch {solver.epoch} of {settings.epochs}: {solver.stop_reason}")
     _say(f"best validation accuracy {solver.best_val_acc:.4f} after {solver.seconds:.1f} s; {folder.curves}")
-    if solver.stop_reason == "interrupted" and 0 < solver.iteration < solver.num_iterations:
-        _say(f"xpnn train --resume {folder.path} trains on")
+    if solver.stop_reason == "interrupted" and solver.iteration < solver.num_iterations:
+        if solver.iteration:
+            _say(f"xpnn train --resume {folder.path} trains on")
         raise typer.Exit(130)
 
 

@@ -346,6 +346,7 @@ def test_a_run_is_resumed_on_another_backend(kind, tmp_path):
         ({"update_rule": "rmsprop"}, "expected update_rule 'rmsprop'; received 'adam'"),
         ({"optim_config": {"learning_rate": 1e-2, "beta1": 0.5}}, "expected beta1 0.5; received 0.9"),
         ({"model": make_net(dropout=0.0)}, "expected random generators of none; received dropout1, dropout2"),
+        ({"model": make_net(dtype="float64")}, "expected dtype 'float64'; received 'float32'"),
         ({"sampling": "shuffle"}, "expected sampling 'shuffle'; received 'replacement'"),
         ({"model": make_net(use_batchnorm=False)}, "which the model does not have"),
         ({"model": FullyConnectedNet([9, 8], 6, 3, dropout=0.1, use_batchnorm=True)}, r"W1: expected shape \(6, 9\)"),
@@ -638,3 +639,88 @@ def test_labels_of_another_number_are_refused():
     solver = make_solver()
     with pytest.raises(SettingError, match=r"check_accuracy: .*received \(30, 6\) and \(1,\)"):
         solver.check_accuracy(solver.X_val, solver.y_val[:1])
+
+
+@pytest.mark.parametrize("when", [0, 1, 6, 7, 12])
+def test_a_checkpoint_from_any_iteration_is_resumed_exactly(tmp_path, when):
+    class Save(Callback):
+        def on_train_start(self, solver):
+            if when == 0:
+                solver.save(tmp_path / "c")
+
+        def on_iteration(self, solver):
+            if solver.iteration == when:
+                solver.save(tmp_path / "c")
+
+    straight = make_solver(callbacks=[Save()])
+    straight.train()
+    rest = make_solver(make_net(rng=9), seed=9)
+    rest.resume(tmp_path / "c")
+    rest.train()
+    assert rest.loss_history == straight.loss_history
+    assert rest.val_acc_history == straight.val_acc_history
+    np.testing.assert_array_equal(rest.model.params.flat, straight.model.params.flat)
+
+
+def test_a_rule_of_the_users_own_moves_with_its_state(kind):
+    def momentum(w, dw, config):
+        v = config.get("velocity")
+        config["velocity"] = v = -0.01 * dw + (0.0 if v is None else 0.9 * v)
+        return w + v, config
+
+    solver = make_solver(update_rule=momentum, optim_config={}, num_epochs=1)
+    solver.train()
+    solver.model.to(kind.backend)
+    solver.train()
+    assert solver.epoch == 2
+
+
+def test_a_rule_that_writes_in_place_is_stopped_in_time_on_a_queueing_backend(monkeypatch):
+    monkeypatch.setattr(type(backend.get("numpy")), "asynchronous", property(lambda self: True))
+
+    def in_place(w, dw, config):
+        w -= 0.01 * dw
+        return w, config
+
+    net = Model(Sequential(Affine(5), ReLU(), Affine(3)), (6,), rng=0)
+    solver = make_solver(net, update_rule=in_place, optim_config={})
+
+    class Poison(Callback):
+        def on_iteration(self, solver):
+            if solver.iteration == 8:
+                net.params["affine2.W"][0, 0] = math.nan
+
+    solver.callbacks.append(Poison())
+    with pytest.warns(RuntimeWarning, match="the loss is nan at iteration 9, first in layer affine2"):
+        solver.train()
+
+
+def test_settings_that_json_cannot_hold_are_named_when_saving(tmp_path):
+    def rule(w, dw, config):
+        config["seen"] = {1, 2}
+        return w - 0.01 * dw, config
+
+    solver = make_solver(update_rule=rule, optim_config={}, num_epochs=1)
+    solver.train()
+    with pytest.raises(CheckpointError, match="c: cannot be written .Object of type set is not JSON serializable"):
+        solver.save(tmp_path / "c")
+
+
+def test_a_callback_may_set_the_learning_rate():
+    class Halve(Callback):
+        def on_epoch(self, solver, metrics):
+            solver.learning_rate /= 2
+
+    spy = Spy()
+    solver = make_solver(num_epochs=2, callbacks=[spy, Halve()])
+    solver.train()
+    assert [e["learning_rate"] for e in spy.events if isinstance(e, dict)] == [1e-2, 5e-3, 2.5e-3]
+
+
+def test_metrics_have_no_nan(tmp_path):
+    import json
+
+    from xpnn.training import MetricsLog
+
+    MetricsLog(tmp_path / "m").on_epoch(None, {"epoch": 1, "loss": math.nan, "learning_rate": None})
+    assert json.loads((tmp_path / "m").read_text()) == {"epoch": 1, "loss": None, "learning_rate": None}

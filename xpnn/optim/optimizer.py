@@ -4,7 +4,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from xpnn import backend as backends
-from xpnn.backend import Array, Backend, namespace
+from xpnn.backend import Array, Backend, is_array, namespace
 from xpnn.errors import SettingError
 from xpnn.optim.rules import RULES, Config, Rule
 from xpnn.parameters import Parameters
@@ -96,7 +96,9 @@ class Optimizer:
         for name, w in self._by_group(self.params):
             backend = backends.of(w)
             self._follow(backend)
-            if where is not None and not backend.asynchronous and not bool(where):
+            # A rule of the user's own may write in place or keep state unseen, so for it the condition is waited for.
+            waits = not backend.asynchronous or not self.defaults
+            if where is not None and waits and not bool(where):
                 continue
             if self._shared is not None and not backend.asynchronous:
                 self._step_in_blocks(w, gradient[name], self.groups[name])
@@ -128,7 +130,7 @@ class Optimizer:
         """Move the state to where the parameters have gone."""
         if backend is not self._backend:
             for config in self.groups.values():
-                config.update({key: backend.asarray(config[key]) for key in self.state_names})
+                config.update({key: backend.asarray(value) for key, value in config.items() if is_array(value)})
             self._backend = backend
 
     @property

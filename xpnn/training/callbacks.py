@@ -1,6 +1,7 @@
 """Callbacks that come with xpnn."""
 
 import json
+import math
 from pathlib import Path
 
 from xpnn.errors import SettingError
@@ -32,7 +33,12 @@ class MetricsLog(Callback):
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         if metrics["epoch"] > 0:
             with self.path.open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps({key: _number(value) for key, value in metrics.items()}) + "\n")
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return value if value is None or math.isfinite(value) else None
 
 
 class Checkpoints(Callback):

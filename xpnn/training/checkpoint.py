@@ -39,7 +39,10 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta: Mappin
     from safetensors.numpy import save_file
 
     host = {name: np.asarray(to_numpy(array), order="C") for name, array in arrays.items()}
-    header = {"xpnn": json.dumps({"format": FORMAT, **meta})}
+    try:
+        header = {"xpnn": json.dumps({"format": FORMAT, **meta})}
+    except TypeError as error:  # a setting of a rule of the user's own
+        raise CheckpointError(f"{path}: cannot be written ({error})") from None
     try:
         write_whole(path, lambda partial: save_file(host, partial, metadata=header))
     except SafetensorError as error:

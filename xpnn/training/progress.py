@@ -26,7 +26,7 @@ class Progress:
     order_state: tuple[int, ...]
     evaluation_state: tuple[int, ...]
     model_rng: dict[str, tuple[int, ...]]
-    optimizer: dict[str, dict[str, float | str | bool | None]]
+    optimizer: dict[str, dict[str, Any]]
     task: dict[str, Any]
 
     def to_meta(self) -> dict[str, Any]:
@@ -51,11 +51,11 @@ class Progress:
         for key, expected in task.items():
             if progress.task.get(key) != expected:
                 raise CheckpointError(f"expected {key} {expected!r}; received {progress.task.get(key)!r}")
-        checks = progress.epoch + 1 if progress.iteration else 0
+        checks = progress.epoch + 1 if progress.iteration else 0  # the last may be due, but not done
         whole = (
             progress.iteration == len(progress.loss_history)
             and progress.epoch == progress.iteration // iterations_per_epoch
-            and checks == len(progress.train_acc_history) == len(progress.val_acc_history)
+            and checks - 1 <= len(progress.train_acc_history) == len(progress.val_acc_history) <= checks
             and 0 <= progress.best_val_acc <= 1
             and len(progress.order_state) == len(progress.evaluation_state) == 3
         )

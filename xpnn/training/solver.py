@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from xpnn.random import BATCHES, EVALUATION, Generator, as_generator
 from xpnn.training import checkpoint
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.progress import Progress
+from xpnn.training.typed import fits
 
 Metrics = dict[str, Any]
 
@@ -186,6 +188,16 @@ class Solver:
         return self._losses
 
     @property
+    def learning_rate(self) -> float | None:
+        """The base rate, before decay and schedule; may be set, by a callback for example."""
+        return self._base_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self._base_rate = float(rate)
+        self._set_learning_rate()
+
+    @property
     def optim_configs(self) -> dict[str, dict[str, Any]]:
         """The update rule's settings and state for each parameter, to read."""
         return self.optimizer.configs()
@@ -209,6 +221,7 @@ class Solver:
             for callback in self.callbacks:
                 callback.on_train_start(self)
                 at_the_end.callback(callback.on_train_end, self)
+            self._check_if_due(self.optimizer.learning_rate)  # one that an error or a checkpoint came before
             while self.iteration < self.num_iterations and not self.stop_reason:
                 self._iterate()
                 self.seconds = time.perf_counter() - started
@@ -243,12 +256,10 @@ class Solver:
         if epoch_ends:
             self._read_losses()
         self._steps, self._step_seconds = self._steps + 1, self._step_seconds + time.perf_counter() - started
-        if self.iteration == 1:
-            self._check(0, rate)
         if epoch_ends:
             self.images_per_second = self._steps * self.batch_size / self._step_seconds
             self._steps, self._step_seconds = 0, 0.0
-            self._check(self.epoch, rate)
+        self._check_if_due(rate)
 
     def _step(self) -> None:
         """One batch: gather, loss and gradients, update."""
@@ -308,6 +319,12 @@ class Solver:
         assert self._order is not None
         batch = self.backend.namespace.take(self.X_train, self._order[row, ...], axis=0)
         return self.model.first_nonfinite(self.model.backend.asarray(batch))
+
+    def _check_if_due(self, rate: float | None) -> None:
+        """Check the accuracy once after the first iteration and once after each epoch."""
+        due = self.epoch + 1 if self.iteration else 0
+        while len(self.val_acc_history) < due:
+            self._check(len(self.val_acc_history), rate)
 
     def _check(self, epoch: int, rate: float | None) -> None:
         """Measure the accuracies, keep the parameters if they are the best so far, tell the callbacks."""
@@ -404,6 +421,7 @@ class Solver:
             "num_train": self.X_train.shape[0],
             "batch_size": self.batch_size,
             "sampling": self.sampling,
+            "dtype": backends.dtype_name(next(iter(self.model.params.values())).dtype),
             "update_rule": self.optimizer.rule_name,
             **self.optimizer.settings(),
         }
@@ -443,13 +461,18 @@ class Solver:
                     raise CheckpointError(f"expected the optimizer's {name} of shape {tuple(array.shape)}")
             if progress.optimizer.keys() != self.optimizer.groups.keys():
                 raise CheckpointError("expected the optimizer's settings for the same arrays; received others")
-            if missing := self._model_arrays().keys() - checkpoint.section("best", arrays).keys():
+            for key, config in product(self.optimizer.defaults, progress.optimizer.values()):
+                if not fits(config.get(key), float):
+                    raise CheckpointError(f"expected a number for the optimizer's {key}; received {config.get(key)!r}")
+            missing = self._model_arrays().keys() - checkpoint.section("best", arrays).keys()
+            if missing and progress.val_acc_history:
                 raise CheckpointError(f"expected the best {', '.join(sorted(missing))}, which it does not have")
         except (CheckpointError, SettingError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
         self._load_model(weights)
         for name in self._HISTORY:
             setattr(self, name, getattr(progress, name))
+        self.total_epochs = self.num_epochs
         self._losses, self._unread, self._order = progress.loss_history, [], None
         self._batches.state, self._evaluation.state = progress.order_state, progress.evaluation_state
         if isinstance(self.model, Model):
