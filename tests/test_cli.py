@@ -282,6 +282,15 @@ def test_a_wrong_flag_is_one_line_and_status_2_and_writes_nothing(xpnn, tmp_path
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.fixture
+def default_ctrl_c():
+    """Ctrl-C as in a terminal, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
 def test_a_second_ctrl_c_leaves_the_last_whole_epoch(xpnn, tmp_path, monkeypatch):
     class Impatient(Callback):
         def on_iteration(self, solver):
