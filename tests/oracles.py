@@ -60,6 +60,45 @@ def relu(x):
     return np.where(x > 0, x, 0.0)
 
 
+def pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def conv_windows(x, w, stride, pad, dilation, groups):
+    """For each number of the output: its index, and the index of the numbers of x, zeros around it, that it sees."""
+    (sh, sw), (ph, pw), (dh, dw) = pair(stride), pair(pad), pair(dilation)
+    f, c, kh, kw = w.shape
+    height = 1 + (x.shape[2] + 2 * ph - dh * (kh - 1) - 1) // sh
+    width = 1 + (x.shape[3] + 2 * pw - dw * (kw - 1) - 1) // sw
+    for i in range(f):
+        first = i // (f // groups) * c
+        for y in range(height):
+            for z in range(width):
+                rows = slice(sh * y, sh * y + dh * (kh - 1) + 1, dh)
+                columns = slice(sw * z, sw * z + dw * (kw - 1) + 1, dw)
+                yield (i, y, z), (slice(None), slice(first, first + c), rows, columns), (height, width)
+
+
+def conv(x, w, b, stride, pad, dilation, groups):
+    (ph, pw), out = pair(pad), None
+    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    for (i, y, z), seen, size in conv_windows(x, w, stride, pad, dilation, groups):
+        out = np.zeros((len(x), len(w), *size)) if out is None else out
+        out[:, i, y, z] = (padded[seen] * w[i]).sum(axis=(1, 2, 3)) + b[i]
+    return out
+
+
+def conv_grads(dout, x, w, stride, pad, dilation, groups):
+    ph, pw = pair(pad)
+    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    dpadded, dw = np.zeros_like(padded), np.zeros_like(w)
+    for (i, y, z), seen, _ in conv_windows(x, w, stride, pad, dilation, groups):
+        d = dout[:, i, y, z][:, None, None, None]
+        dpadded[seen] += d * w[i]
+        dw[i] += (d * padded[seen]).sum(axis=0)
+    return dpadded[:, :, ph : ph + x.shape[2], pw : pw + x.shape[3]], dw, dout.sum(axis=(0, 2, 3))
+
+
 def batchnorm(x, gamma, beta, mean, var, eps=1e-5):
     return gamma * (x - mean) / np.sqrt(var + eps) + beta
 

@@ -16,6 +16,8 @@ import pytest
 import xpnn.kernels
 from xpnn import backend as backends
 from xpnn import kernels, random
+from xpnn.layers.pooling import window_max
+from xpnn.windows import Window
 
 PHILOX_CU = Path(xpnn.kernels.__file__).parent / "cupy" / "philox.cu"
 
@@ -27,6 +29,50 @@ extern "C" void draw(u64 seed, u64 stream, u64 counter, u64 blocks, u64* out) {{
 extern "C" void block(u64 seed, u64 stream, u64 counter, u64* out) {{ philox_block(seed, stream, counter, 0, out); }}
 """
 
+
+def normals(*shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def channels_last(x):
+    """The same images with the channels last in memory."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def ties(*shape, dtype="float32"):
+    return np.random.default_rng(0).integers(0, 3, shape).astype(dtype)
+
+
+# Windows and groups of a convolution, with images of 9 x 8 and 4 channels, 6 filters.
+CONVOLUTIONS = [
+    (Window((3, 3), pad=(1, 1)), 1),
+    (Window((3, 2), (2, 1), (1, 2)), 2),
+    (Window((2, 3), (1, 2), (0, 1), (2, 1)), 1),
+    (Window((1, 3), (3, 3), (2, 0), (1, 3)), 2),
+    (Window((1, 1)), 1),
+]
+POOLS = [Window((2, 2), (2, 2)), Window((3, 3), (2, 2)), Window((3, 2), (1, 3)), Window((1, 1), (2, 2))]
+WITH_NAN = np.where(normals(2, 3, 7, 6) > 1, np.nan, normals(2, 3, 7, 6, seed=1))
+
+
+def convolutions(dtype, layout):
+    """x, w, b and dout for each convolution."""
+    for window, groups in CONVOLUTIONS:
+        x, w = layout(normals(5, 4, 9, 8, dtype=dtype)), normals(6, 4 // groups, *window.size, dtype=dtype, seed=1)
+        dout = layout(normals(5, 6, *window.counts((9, 8)), dtype=dtype, seed=3))
+        yield x, w, normals(6, dtype=dtype, seed=2), dout, window, groups
+
+
+FLOATS = [(dtype, layout) for dtype in ("float64", "float32") for layout in (np.asarray, channels_last)]
+EACH_CONVOLUTION = [case for kind in FLOATS for case in convolutions(*kind)]
+IMAGES = [layout(make(3, 5, 9, 8, dtype=dtype)) for make in (normals, ties) for dtype, layout in FLOATS]
+ACTIVATIONS = [
+    *IMAGES,
+    np.linspace(-60, 60, 20_001, dtype="float32"),
+    np.linspace(-8, 8, 20_001),
+    normals(3, 4)[:, ::2],
+]
+
 # For every registered function: calls that its kernel has to answer as the definition does.
 CALLS = {
     "random.philox": [
@@ -37,6 +83,35 @@ CALLS = {
         (5, 0, 0, 100_003),
         (5, 6, 2**64 - 2, 12),
     ],
+    "special.erf": [(x,) for x in ACTIVATIONS],
+    "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
+    "layers.convolution.correlate": [
+        (x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)
+    ],
+    "layers.convolution.correlate_filter_grad": [
+        (dout, x, window, groups) for x, _, _, dout, window, groups in EACH_CONVOLUTION
+    ],
+    "layers.convolution.correlate_input_grad": [
+        (dout, w, (9, 8), window, groups) for _, w, _, dout, window, groups in EACH_CONVOLUTION
+    ],
+    "layers.pooling.window_max": [(x, window) for x in [*IMAGES, WITH_NAN] for window in POOLS],
+    "layers.pooling.window_max_grad": [
+        (layout(normals(3, 5, *window.counts((9, 8)), dtype=dtype)), window_max(x, window)[1], (9, 8), window)
+        for dtype, layout in FLOATS
+        for x in IMAGES[:2]
+        for window in POOLS
+    ],
+}
+
+# Relative to the largest number of a result: the convolutions add up to some hundred products, in another order; the
+# others are a few roundings from the truth on both sides. What is not here is equal to the bit.
+ROUNDINGS = {
+    "special.erf": 8,
+    "layers.activation.gelu_and_slope": 8,
+    "layers.convolution.correlate": 16,
+    "layers.convolution.correlate_filter_grad": 16,
+    "layers.convolution.correlate_input_grad": 16,
+    "layers.pooling.window_max_grad": 2,
 }
 
 
@@ -65,8 +140,11 @@ def test_every_kernel_has_the_signature_of_its_definition():
     if not registered():
         pytest.skip("no library with kernels is installed")
     for (function, library), fast in registered():
-        received, expected = (inspect.signature(f).parameters for f in (fast, definition(function)))
-        assert list(received.values()) == list(expected.values()), f"{function} on {library}"
+        received, expected = (
+            [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+            for f in (fast, definition(function))
+        )
+        assert received == expected, f"{function} on {library}"
 
 
 def test_every_kernel_has_calls_to_compare():
@@ -79,11 +157,44 @@ def test_every_kernel_gives_the_results_of_its_definition():
         pytest.skip("no library with kernels is available here")
     for (function, library), fast in usable:
         for args in CALLS[function]:
-            expected, received = definition(function)(*args), fast(*args)
-            assert backends.library_of(received) == library
-            received = backends.to_numpy(received)
-            assert received.dtype == expected.dtype
-            np.testing.assert_array_equal(received, expected, err_msg=f"{function} on {library}: {args}")
+            assert_same_results(function, library, fast, args)
+
+
+def assert_same_results(function, library, fast, args):
+    backend = backends.get(library)
+    moved = [backend.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+    expected, received = definition(function)(*args), fast(*moved)
+    if not isinstance(expected, tuple):
+        expected, received = (expected,), (received,)
+    for truth, result in zip(expected, received, strict=True):
+        assert backends.library_of(result) == library
+        result = backends.to_numpy(result)
+        assert result.dtype == truth.dtype
+        assert result.shape == truth.shape
+        tolerance = 0.0
+        if function in ROUNDINGS and truth.dtype.kind == "f":
+            tolerance = ROUNDINGS[function] * np.finfo(truth.dtype).eps * np.nanmax(np.abs(truth))
+        np.testing.assert_allclose(result, truth, rtol=0, atol=tolerance, err_msg=f"{function} on {library}")
+
+
+@pytest.mark.parametrize("kernel", ["correlate", "correlate_filter_grad", "correlate_input_grad"])
+def test_a_convolution_of_one_image_at_a_time_is_that_of_all(kernel, monkeypatch):
+    from xpnn.kernels.numpy import convolution
+
+    monkeypatch.setattr(convolution, "COLUMNS", 1)
+    function = f"layers.convolution.{kernel}"
+    for args in CALLS[function]:
+        assert_same_results(function, "numpy", getattr(convolution, kernel), args)
+
+
+@pytest.mark.parametrize("kernel", ["window_max", "window_max_grad"])
+def test_pooling_one_image_at_a_time_is_pooling_all(kernel, monkeypatch):
+    from xpnn.kernels.numpy import pooling
+
+    monkeypatch.setattr(pooling, "CHUNK", 1)
+    function = f"layers.pooling.{kernel}"
+    for args in CALLS[function]:
+        assert_same_results(function, "numpy", getattr(pooling, kernel), args)
 
 
 def test_a_function_without_a_kernel_has_no_fast_path():

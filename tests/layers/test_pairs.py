@@ -23,6 +23,56 @@ def batchnorm(x, gamma, beta, mode="train"):
     return layers.batchnorm_forward(x, gamma, beta, {"mode": mode, **(statistics if mode == "test" else {})})
 
 
+def spatial_batchnorm(x, gamma, beta):
+    return layers.spatial_batchnorm_forward(x, gamma, beta, {"mode": "train"})
+
+
+def layernorm(x, gamma, beta):
+    return layers.layernorm_forward(x, gamma, beta, {})
+
+
+def groupnorm(x, gamma, beta):
+    return layers.spatial_groupnorm_forward(x, gamma, beta, 2, {})
+
+
+def causal_attention(q, k, v):
+    return layers.attention_forward(q, k, v, causal=True)
+
+
+def multihead_attention(x, w_qkv, b_q, b_v, w_out, b_out):  # the bias of the keys has no effect
+    b_qkv = backends.namespace(x).concat([b_q, 0.0 * b_q, b_v])
+    return layers.multihead_attention_forward(x, w_qkv, b_qkv, w_out, b_out, 2)
+
+
+def multihead_attention_backward(dout, cache):
+    dx, dw_qkv, db_qkv, dw_out, db_out = layers.multihead_attention_backward(dout, cache)
+    return dx, dw_qkv, db_qkv[:4], db_qkv[8:], dw_out, db_out
+
+
+def embedding(w):
+    return layers.embedding_forward(backends.of(w).asarray(np.asarray([[0, 2, 2], [4, 2, 0]])), w)
+
+
+def conv(x, w, b):
+    return layers.conv_forward(x, w, b, {"stride": (2, 1), "pad": (1, 2), "dilation": (1, 2), "groups": 2})
+
+
+def max_pool(x):
+    return layers.max_pool_forward(x, {"pool_height": 3, "pool_width": 2, "stride": (1, 2)})
+
+
+def avg_pool(x):
+    return layers.avg_pool_forward(x, {"pool_height": 3, "pool_width": 2, "stride": (1, 2)})
+
+
+def conv_relu(x, w, b):
+    return layers.conv_relu_forward(x, w, b, {"pad": 1})
+
+
+def conv_relu_pool(x, w, b):
+    return layers.conv_relu_pool_forward(x, w, b, {"pad": 1}, {"pool_height": 2, "pool_width": 2, "stride": 2})
+
+
 def affine_batchnorm_relu(x, w, b, gamma, beta):
     return layers.affine_batchnorm_relu_forward(x, w, b, gamma, beta, {"mode": "train"})
 
@@ -34,7 +84,36 @@ def dropout(x, mode="train"):
 PAIRS = {
     "affine": Pair(layers.affine_forward, layers.affine_backward, ((3, 2, 2), (4, 3), (3,))),
     "relu": Pair(layers.relu_forward, layers.relu_backward, ((3, 4),)),
+    "leaky_relu": Pair(layers.leaky_relu_forward, layers.leaky_relu_backward, ((3, 4),)),
+    "sigmoid": Pair(layers.sigmoid_forward, layers.sigmoid_backward, ((3, 4),)),
+    "tanh": Pair(layers.tanh_forward, layers.tanh_backward, ((3, 4),)),
+    "silu": Pair(layers.silu_forward, layers.silu_backward, ((3, 4),)),
+    "gelu": Pair(layers.gelu_forward, layers.gelu_backward, ((3, 4),)),
+    "gelu-tanh": Pair(lambda x: layers.gelu_forward(x, "tanh"), layers.gelu_backward, ((3, 4),)),
     "batchnorm": Pair(batchnorm, layers.batchnorm_backward, ((4, 3), (3,), (3,))),
+    "spatial_batchnorm": Pair(spatial_batchnorm, layers.spatial_batchnorm_backward, ((2, 3, 2, 2), (3,), (3,))),
+    "layernorm": Pair(layernorm, layers.layernorm_backward, ((2, 3, 5), (5,), (5,))),
+    "spatial_groupnorm": Pair(groupnorm, layers.spatial_groupnorm_backward, ((2, 4, 2, 3), (1, 4, 1, 1), (1, 4, 1, 1))),
+    "rmsnorm": Pair(lambda x, gamma: layers.rmsnorm_forward(x, gamma, {}), layers.rmsnorm_backward, ((2, 3, 4), (4,))),
+    "linear": Pair(layers.linear_forward, layers.linear_backward, ((2, 3, 4), (4, 5), (5,))),
+    "linear-without-bias": Pair(layers.linear_forward, lambda *a: layers.linear_backward(*a)[:2], ((2, 3, 4), (4, 5))),
+    "attention": Pair(layers.attention_forward, layers.attention_backward, ((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3))),
+    "attention-causal": Pair(causal_attention, layers.attention_backward, ((2, 3, 4), (2, 3, 4), (2, 3, 4))),
+    "multihead_attention": Pair(
+        multihead_attention,
+        multihead_attention_backward,
+        ((2, 3, 4), (4, 12), (4,), (4,), (4, 4), (4,)),
+    ),
+    "embedding": Pair(embedding, layers.embedding_backward, ((5, 3),)),
+    "patch_embedding": Pair(
+        layers.patch_embedding_forward, layers.patch_embedding_backward, ((2, 3, 4, 6), (5, 3, 2, 2), (5,))
+    ),
+    "conv": Pair(conv, layers.conv_backward, ((2, 4, 5, 4), (6, 2, 3, 2), (6,))),
+    "max_pool": Pair(max_pool, layers.max_pool_backward, ((2, 3, 5, 4),)),
+    "avg_pool": Pair(avg_pool, layers.avg_pool_backward, ((2, 3, 5, 4),)),
+    "global_avg_pool": Pair(layers.global_avg_pool_forward, layers.global_avg_pool_backward, ((2, 3, 3, 2),)),
+    "conv_relu": Pair(conv_relu, layers.conv_relu_backward, ((2, 2, 4, 4), (3, 2, 3, 3), (3,))),
+    "conv_relu_pool": Pair(conv_relu_pool, layers.conv_relu_pool_backward, ((2, 2, 4, 4), (3, 2, 3, 3), (3,))),
     "dropout": Pair(dropout, layers.dropout_backward, ((4, 5),)),
     "dropout-test": Pair(lambda x: dropout(x, "test"), layers.dropout_backward, ((2, 3),)),
     "affine_relu": Pair(layers.affine_relu_forward, layers.affine_relu_backward, ((3, 2, 2), (4, 3), (3,))),

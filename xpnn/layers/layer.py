@@ -47,6 +47,12 @@ class Layer:
     """
 
     uses_rng: ClassVar[bool] = False
+    takes_integers: ClassVar[bool] = False  # whether its input is indices, which a model does not cast
+    # The names that PyTorch's equal module has for params and state, which of them it holds transposed, and which
+    # with an axis of one in front.
+    torch_names: ClassVar[dict[str, str]] = {}
+    torch_transposed: ClassVar[frozenset[str]] = frozenset()
+    torch_batched: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, name: str = "") -> None:
         self.name = self.path = name
@@ -71,6 +77,10 @@ class Layer:
 
     def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
         return {}
+
+    def flops(self, input_shape: Shape) -> int:
+        """Count the multiplications and additions of the matrix products in one example's forward pass."""
+        return 0
 
     def walk(self, input_shape: Shape) -> Iterator[tuple["Layer", Shape]]:
         """Yield every layer that is no container, with the shape of its input."""

@@ -1,13 +1,13 @@
 """Layers one after the other."""
 
 from collections.abc import Iterator
-from itertools import count
 
-from xpnn.backend import Array, Shape, describe
+from xpnn.backend import Array, Shape
+from xpnn.layers.container import Container
 from xpnn.layers.layer import Cache, Layer
 
 
-class Sequential(Layer):
+class Sequential(Container):
     """A layer made of layers: each takes the output of the one before.
 
     Layers without a name are called by their kind and number: ``affine1``, ``relu1``, ``affine2``. Parameters
@@ -23,35 +23,6 @@ class Sequential(Layer):
     ValueError
         For a name that stands twice, or a name with a dot.
     """
-
-    def __init__(self, *layers: Layer, name: str = "") -> None:
-        super().__init__(name)
-        self.layers: dict[str, Layer] = {}
-        for layer in layers:
-            if not isinstance(layer, Layer):
-                raise TypeError(f"sequential: expected layers; received {describe(layer)}")
-        taken = {layer.name for layer in layers}
-        for layer in layers:
-            key = layer.name or _free_name(type(layer).__name__.lower(), taken)
-            taken.add(key)
-            if key in self.layers or "." in key:
-                raise ValueError(f"sequential: expected distinct names without dots; received {key!r}")
-            self.layers[key] = layer
-        if not layers:
-            raise ValueError("sequential: expected at least one layer; received none")
-        self.place(name)
-
-    def __repr__(self) -> str:
-        return f"Sequential({', '.join(self.layers)})"
-
-    def place(self, path: str) -> None:
-        super().place(path)
-        for key, layer in self.layers.items():
-            layer.place(f"{path}.{key}" if path else key)
-
-    @property
-    def has_params(self) -> bool:
-        return any(layer.has_params for layer in self.layers.values())
 
     def output_shape(self, input_shape: Shape) -> Shape:
         for layer in self.layers.values():
@@ -90,8 +61,3 @@ class Sequential(Layer):
             for name, grad in layer_grads.items():
                 grads[f"{key}.{name}"] = grad
         return (dx if input_grad else None), grads
-
-
-def _free_name(kind: str, taken: set[str]) -> str:
-    """The kind with the first number that no other name has."""
-    return next(name for i in count(1) if (name := f"{kind}{i}") not in taken)

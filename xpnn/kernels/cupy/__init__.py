@@ -26,3 +26,10 @@ def philox(seed: int, stream: int, counter: int, n: int) -> cupy.ndarray:
         args = (unsigned(seed), unsigned(stream), unsigned(counter), unsigned(n), out)
         _function("philox.cu", "philox")((grid,), (THREADS,), args)
     return out
+
+
+@kernel("special.erf", "cupy")
+def erf(x: Any) -> Any:
+    from cupyx.scipy import special
+
+    return special.erf(x).astype(x.dtype, copy=False)

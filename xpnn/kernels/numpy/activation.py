@@ -1,0 +1,55 @@
+"""GELU on NumPy."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xpnn.kernels import kernel
+from xpnn.kernels.numpy.blocks import elementwise
+from xpnn.kernels.numpy.special import fill_erf
+
+FAR = 40.0  # as in the definition: Phi is 0 from -FAR down, and 1 from FAR up
+
+
+@kernel("layers.activation.gelu_and_slope", "numpy")
+def gelu_and_slope(x: Any, approximate: str) -> tuple[Any, Any]:
+    out, slope = elementwise(_fill_tanh if approximate == "tanh" else _fill_exact, x, 2)
+    return out, slope
+
+
+def _fill_exact(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
+    np.maximum(x, -FAR, out=out)
+    x = np.minimum(out, FAR)
+    np.multiply(x, math.sqrt(0.5), out=slope)
+    fill_erf(slope, slope)
+    slope *= 0.5
+    slope += 0.5
+    out *= slope
+    density = x * x
+    density *= -0.5
+    np.exp(density, out=density)
+    density *= 1.0 / math.sqrt(2.0 * math.pi)
+    density *= x
+    slope += density
+
+
+def _fill_tanh(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
+    root = math.sqrt(2.0 / math.pi)
+    np.maximum(x, -FAR, out=out)
+    x = np.minimum(out, FAR)
+    cubic = x * x
+    cubic *= root * 0.044715
+    np.add(cubic, root, out=slope)
+    slope *= x
+    np.tanh(slope, out=slope)
+    slope *= 0.5
+    slope += 0.5
+    out *= slope
+    density = 1.0 - slope
+    density *= slope
+    cubic *= 6.0
+    cubic += 2.0 * root
+    density *= cubic
+    density *= x
+    slope += density
