@@ -1,5 +1,6 @@
 """Losses."""
 
+import functools
 import math
 
 import numpy as np
@@ -11,7 +12,9 @@ import oracles
 from oracles import EPS, few_examples, normals
 from xpnn import backend as backends
 from xpnn.gradient_check import eval_numerical_gradient, rel_error
-from xpnn.losses import softmax_loss, svm_loss
+from xpnn.layers import Affine
+from xpnn.losses import binary_cross_entropy_loss, mse_loss, softmax_loss, svm_loss
+from xpnn.models import Model
 
 LOSSES = pytest.mark.parametrize("loss_function", [softmax_loss, svm_loss])
 
@@ -214,3 +217,199 @@ def test_devices_that_mix_are_refused_and_each_is_named(loss_function):
         TypeError, match=r"expected x and y of one kind; received x: .*\(device device1\), y: .*\(device CPU_DEVICE\)"
     ):
         loss_function(x, backend.zeros((2,), "int64"))
+
+
+# Soft labels of four examples, and labels.
+SOFT = np.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.0, 0.75, 0.25], [1 / 3, 1 / 3, 1 / 3]])
+HARD = [0, 1, 2, 0]
+
+
+def soft(kind, dtype, smoothing=0.0):
+    """The labels HARD as probabilities."""
+    return kind((1 - smoothing) * np.eye(3)[HARD] + smoothing / 3, dtype)
+
+
+def test_smoothed_softmax_by_hand(kind, dtype):
+    x = kind([[0.0, math.log(3.0)]], dtype)  # probabilities 1/4, 3/4; smoothed by 0.2 the label 0 is 0.9, 0.1
+    loss, dx = softmax_loss(x, labels(kind, [0]), label_smoothing=0.2)
+    kind.assert_close(loss, 0.9 * math.log(4) + 0.1 * math.log(4 / 3), rtol=8 * EPS[dtype])
+    kind.assert_close(dx, [[0.25 - 0.9, 0.75 - 0.1]], rtol=8 * EPS[dtype])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_labels_are_soft_labels_of_which_one_is_1(kind, dtype, smoothing, reduction):
+    x = kind(normals((4, 3)), dtype)
+    loss, dx = softmax_loss(x, labels(kind, HARD), smoothing, reduction)
+    for y, rest in ((soft(kind, dtype), smoothing), (soft(kind, dtype, smoothing), 0.0)):
+        same_loss, same_dx = softmax_loss(x, y, label_smoothing=rest, reduction=reduction)
+        kind.assert_close(loss, kind.to_numpy(same_loss), rtol=SMALL_SUMS * EPS[dtype])
+        kind.assert_close(dx, kind.to_numpy(same_dx), atol=8 * EPS[dtype])
+
+
+def test_softmax_of_soft_labels_by_hand(kind, dtype):
+    x = kind([[0.0, math.log(3.0)], [0.0, 0.0]], dtype)  # probabilities 1/4, 3/4 and 1/2, 1/2
+    loss, dx = softmax_loss(x, kind([[0.5, 0.5], [0.25, 0.75]], dtype))
+    kind.assert_close(loss, (0.5 * math.log(4) + 0.5 * math.log(4 / 3) + math.log(2)) / 2, rtol=8 * EPS[dtype])
+    kind.assert_close(dx, [[-1 / 8, 1 / 8], [1 / 8, -1 / 8]], rtol=8 * EPS[dtype])
+
+
+def test_soft_labels_may_be_of_another_floating_point_dtype(kind):
+    loss, dx = softmax_loss(kind(normals((4, 3)), "float32"), soft(kind, "float64"))
+    kind.check(loss, "float32", ())
+    kind.check(dx, "float32", (4, 3))
+
+
+def test_softmax_of_a_mixture_is_the_mixture_of_the_losses(kind, dtype):
+    x, share = kind(normals((4, 3)), dtype), 0.3
+    first, second = np.eye(3)[HARD], np.eye(3)[[2, 2, 1, 0]]
+    mixed = softmax_loss(x, kind(share * first + (1 - share) * second, dtype))
+    parts = [softmax_loss(x, labels(kind, y)) for y in (HARD, [2, 2, 1, 0])]
+    for received, a, b in zip(mixed, *parts, strict=True):
+        expected = share * kind.to_numpy(a) + (1 - share) * kind.to_numpy(b)
+        kind.assert_close(received, expected, atol=SMALL_SUMS * EPS[dtype])
+
+
+@pytest.mark.parametrize("y", [0, 1])
+def test_smoothed_softmax_stays_finite_at_the_ends_of_the_range(kind, dtype, y):
+    largest = 3e38 if dtype == "float32" else 1.7e308
+    loss, dx = softmax_loss(kind([[-largest, largest]], dtype), labels(kind, [y]), label_smoothing=0.5)
+    assert np.isfinite(kind.to_numpy(loss))
+    kind.assert_close(dx, [[-0.75, 0.75]] if y == 0 else [[-0.25, 0.25]])
+
+
+OPTIONS = {
+    "softmax-smoothed": (functools.partial(softmax_loss, label_smoothing=0.2), HARD),
+    "softmax-sum": (functools.partial(softmax_loss, label_smoothing=0.2, reduction="sum"), HARD),
+    "softmax-soft": (softmax_loss, SOFT),
+    "softmax-soft-unnormalized": (softmax_loss, 3 * SOFT),
+    "softmax-soft-smoothed-sum": (functools.partial(softmax_loss, label_smoothing=0.2, reduction="sum"), SOFT),
+    "mse": (mse_loss, normals((4, 3), 1)),
+    "mse-sum": (functools.partial(mse_loss, reduction="sum"), normals((4, 3), 1)),
+    "binary_cross_entropy": (binary_cross_entropy_loss, SOFT),
+    "binary_cross_entropy-sum": (functools.partial(binary_cross_entropy_loss, reduction="sum"), SOFT),
+}
+EVERY_OPTION = pytest.mark.parametrize(("loss_function", "y"), OPTIONS.values(), ids=OPTIONS)
+
+
+def targets(kind, y, dtype="float64"):
+    return kind(y) if np.asarray(y).ndim == 1 else kind(y, dtype)
+
+
+@EVERY_OPTION
+def test_the_gradient_with_options_agrees_with_the_numerical_one(kind, loss_function, y):
+    scores, y = normals((4, 3)), targets(kind, y)
+    _, dx = loss_function(kind(scores), y)
+    numerical = eval_numerical_gradient(lambda x: loss_function(x, y)[0], kind.writable(scores), verbose=False)
+    assert rel_error(dx, numerical) < 1e-7
+
+
+@EVERY_OPTION
+def test_loss_and_gradient_with_options_keep_kind_device_and_dtype(kind, dtype, loss_function, y):
+    loss, dx = loss_function(kind(normals((4, 3)), dtype), targets(kind, y, dtype))
+    kind.check(loss, dtype, ())
+    kind.check(dx, dtype, (4, 3))
+
+
+@EVERY_OPTION
+def test_inputs_are_not_modified_whatever_the_options(kind, dtype, loss_function, y):
+    x, given = kind.writable(normals((4, 3)), dtype), targets(kind, y, dtype)
+    before = [kind.to_numpy(a).copy() for a in (x, given)]
+    loss_function(x, given)
+    for array, expected in zip((x, given), before, strict=True):
+        kind.assert_close(array, expected)
+
+
+def test_a_sum_is_the_mean_times_the_number_of_terms(kind, dtype):
+    x, y = kind(normals((4, 3)), dtype), kind(SOFT, dtype)
+    for loss_function, terms in ((softmax_loss, 4), (mse_loss, 12), (binary_cross_entropy_loss, 12)):
+        for mean, total in zip(loss_function(x, y), loss_function(x, y, reduction="sum"), strict=True):
+            kind.assert_close(total, terms * kind.to_numpy(mean), rtol=SMALL_SUMS * EPS[dtype])
+
+
+def test_mse_by_hand(kind, dtype):
+    x, y = kind([[1.0, 2.0], [3.0, 4.0]], dtype), kind([[1.0, 0.0], [2.0, 8.0]], dtype)
+    loss, dx = mse_loss(x, y)
+    kind.assert_close(loss, (0 + 4 + 1 + 16) / 4)
+    kind.assert_close(dx, [[0.0, 1.0], [0.5, -2.0]])
+
+
+def test_binary_cross_entropy_by_hand(kind, dtype):
+    x = kind([0.0, math.log(3.0)], dtype)  # probabilities 1/2 and 3/4
+    loss, dx = binary_cross_entropy_loss(x, kind([1.0, 0.0], dtype))
+    kind.assert_close(loss, (math.log(2) + math.log(4)) / 2, rtol=4 * EPS[dtype])
+    kind.assert_close(dx, [-1 / 4, 3 / 8], rtol=4 * EPS[dtype])
+
+
+def test_binary_cross_entropy_stays_finite_at_the_ends_of_the_range(kind, dtype):
+    largest = float(np.finfo(dtype).max)
+    x, y = kind([largest, largest, -largest, -largest], dtype), kind([1.0, 0.0, 0.0, 0.5], dtype)
+    loss, dx = binary_cross_entropy_loss(x, y)
+    kind.assert_close(loss, largest / 4 + largest / 8, rtol=4 * EPS[dtype])
+    kind.assert_close(dx, [0.0, 0.25, 0.0, -0.125])
+
+
+def test_binary_cross_entropy_of_a_sure_answer_is_its_doubt(kind, dtype):
+    loss, _ = binary_cross_entropy_loss(kind([30.0], dtype), kind([1.0], dtype))
+    kind.assert_close(
+        loss, math.log1p(math.exp(-30.0)), rtol=40 * EPS[dtype]
+    )  # the exponential of a rounded number of size 30
+
+
+@pytest.mark.parametrize("loss_function", [mse_loss, binary_cross_entropy_loss])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
+def test_targets_of_any_shape(kind, dtype, loss_function, shape):
+    x, y = kind(normals(shape), dtype), kind(np.full(shape, 0.25), dtype)
+    loss, dx = loss_function(x, y)
+    kind.check(loss, dtype, ())
+    kind.check(dx, dtype, shape)
+
+
+def test_a_loss_with_options_serves_a_model(kind):
+    loss = functools.partial(softmax_loss, label_smoothing=0.2, reduction="sum")
+    model = Model(Affine(3), (2,), loss=loss, dtype="float64", backend=kind.backend, rng=0)
+    x = kind(normals((4, 2)))
+    received, grads = model.loss(x, labels(kind, HARD))
+    expected, dscores = loss(model.loss(x), labels(kind, HARD))
+    kind.assert_close(received, kind.to_numpy(expected))
+    kind.assert_close(grads["b"], kind.to_numpy(dscores).sum(axis=0), atol=SMALL_SUMS * EPS["float64"])
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
+def test_a_smoothing_that_is_none_is_refused(smoothing):
+    with pytest.raises(ValueError, match="^softmax_loss: expected label_smoothing from 0 to 1; received"):
+        softmax_loss(np.zeros((2, 3)), np.array([0, 1]), label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("loss_function", [softmax_loss, mse_loss, binary_cross_entropy_loss])
+def test_another_reduction_is_refused(loss_function):
+    name = loss_function.__name__
+    with pytest.raises(ValueError, match=f"^{name}: expected reduction 'mean' or 'sum'; received 'none'"):
+        loss_function(np.zeros((2, 3)), np.zeros((2, 3)), reduction="none")
+
+
+@pytest.mark.parametrize("loss_function", [softmax_loss, mse_loss, binary_cross_entropy_loss])
+def test_targets_of_another_shape_are_reported(kind, loss_function):
+    with pytest.raises(ValueError, match="expected x and y of one shape; received x .2, 3. and y .2, 1.") as error:
+        loss_function(kind(np.zeros((2, 3))), kind(np.zeros((2, 1))))
+    assert str(error.value).startswith(loss_function.__name__)
+
+
+@pytest.mark.parametrize("loss_function", [softmax_loss, mse_loss, binary_cross_entropy_loss])
+def test_no_targets_have_no_mean(kind, loss_function):
+    with pytest.raises(ValueError, match="expected at least one example; received none"):
+        loss_function(kind(np.zeros((0, 3))), kind(np.zeros((0, 3))))
+
+
+@pytest.mark.parametrize("loss_function", [mse_loss, binary_cross_entropy_loss])
+def test_targets_that_are_integers_are_refused(kind, loss_function):
+    with pytest.raises(TypeError, match="expected y of a floating-point dtype; received int64"):
+        loss_function(kind(np.zeros((2, 3))), kind(np.zeros((2, 3)), "int64"))
+
+
+@pytest.mark.parametrize(("y", "worst"), [([0.5, 1.5], "1.5"), ([-0.25, 2.0], "-0.25")])
+def test_probabilities_out_of_range_are_refused(kind, y, worst):
+    if kind.backend.asynchronous:
+        pytest.skip("reading the targets would wait for the device")
+    with pytest.raises(ValueError, match=f"^binary_cross_entropy_loss: expected targets from 0 to 1; received {worst}"):
+        binary_cross_entropy_loss(kind([0.0, 0.0]), kind(y))

@@ -1,24 +1,35 @@
-"""Losses: scores and labels in, the mean loss and its gradient by the scores out.
+"""Losses: scores and targets in, the loss and its gradient by the scores out.
 
 The loss is an array without dimensions, on the device where the scores are: reading it as a number waits for
-the device, so a training loop need not.
+the device, so a training loop need not. ``functools.partial`` fixes a loss's options for a model:
+``Model(..., loss=partial(softmax_loss, label_smoothing=0.1))``.
 """
 
+import math
 from typing import Any
 
 from xpnn import backend as backends
-from xpnn.backend import Array, describe, is_array, is_integer, one_kind
+from xpnn import special
+from xpnn.backend import Array, describe, is_array, is_floating, is_integer, one_kind
 
 
-def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
+def softmax_loss(x: Array, y: Array, label_smoothing: float = 0.0, reduction: str = "mean") -> tuple[Array, Array]:
     """Cross-entropy of the softmax: ``loss = mean_i(log sum_j exp(x_ij) - x_iy)``, ``dx = (softmax(x) - 1_y) / N``.
+
+    In general, with targets q: ``loss = mean_i(sum_j q_ij (log sum_k exp(x_ik) - x_ij))`` and
+    ``dx = (softmax(x) sum_j q_ij - q) / N``, where q is y or the one-hot form of the labels, and smoothing by s makes
+    it ``(1 - s) q + s / C``. For the sum in place of the mean, without N.
 
     Parameters
     ----------
     x : array (N, C)
         Scores. The loss is finite for any finite scores.
-    y : array (N,) of integers
-        Labels from 0 to C - 1.
+    y : array (N,) of integers, or (N, C) of floating-point numbers
+        Labels from 0 to C - 1; or soft ones, the probability of each class.
+    label_smoothing : float
+        s, from 0 to 1.
+    reduction : str
+        ``"mean"`` over the examples, or ``"sum"``.
 
     Returns
     -------
@@ -28,26 +39,45 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     Raises
     ------
     TypeError
-        When x holds no floating-point numbers, y no integers, or they are of different kinds.
+        When x holds no floating-point numbers, y no labels, or they are of different kinds.
     ValueError
-        When the shapes do not fit; or for a label out of range, where labels are on the host.
+        When the shapes do not fit or an option is none of these; or for a label out of range, where labels are on
+        the host.
+
+    Source for smoothing: Szegedy et al., "Rethinking the inception architecture for computer vision", CVPR 2016.
     """
-    xp, y = _check("softmax_loss", x, y)
-    n = x.shape[0]
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"softmax_loss: expected label_smoothing from 0 to 1; received {label_smoothing!r}")
+    smoothing = float(label_smoothing)
+    if is_array(y) and is_floating(y) and y.ndim == 2:
+        xp = _check_same("softmax_loss", x, y)
+        targets = xp.astype(y, x.dtype, copy=False)
+        weight = (1.0 - smoothing) * xp.sum(targets, axis=1, keepdims=True) + smoothing
+    else:
+        xp, y = _check("softmax_loss", x, y)
+        targets, weight = xp.astype(_one_hot(xp, x, y), x.dtype), 1.0
+    if smoothing:
+        targets = (1.0 - smoothing) * targets + smoothing / x.shape[1]
+    n = _count("softmax_loss", reduction, x.shape[0])
     top, low = xp.max(x, axis=1, keepdims=True), float(xp.finfo(x.dtype).min) / 2
     shifted = xp.maximum(x, xp.maximum(top, low) + low) - top  # x - top, which may not overflow
     exp = xp.exp(shifted)
     total = xp.sum(exp, axis=1, keepdims=True)
-    hit = _one_hot(xp, x, y)
-    picked = xp.sum(xp.where(hit, shifted, 0.0), axis=1, keepdims=True)
-    loss = xp.sum((xp.log(total) - picked) / n)
-    return loss, (exp / total - xp.astype(hit, x.dtype)) / n
+    loss = xp.sum(targets * (xp.log(total) - shifted) / n)
+    return loss, (exp * (weight / total) - targets) / n
 
 
 def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     """Multiclass hinge loss with margin 1: ``loss = mean_i(sum_{j != y} max(0, x_ij - x_iy + 1))``.
 
-    Parameters, returns and errors as for `softmax_loss`.
+    Parameters
+    ----------
+    x : array (N, C)
+        Scores.
+    y : array (N,) of integers
+        Labels from 0 to C - 1.
+
+    Returns and errors as for `softmax_loss`.
 
     Source: Weston and Watkins, "Support vector machines for multi-class pattern recognition", ESANN 1999.
     """
@@ -60,9 +90,82 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     return xp.sum(margins) / n, xp.where(hit, -xp.sum(active, axis=1, keepdims=True), active) / n
 
 
+def mse_loss(x: Array, y: Array, reduction: str = "mean") -> tuple[Array, Array]:
+    """Mean squared error: ``loss = mean((x - y)²)`` over all numbers, ``dx = 2 (x - y) / size``.
+
+    Parameters
+    ----------
+    x : array of any shape
+        Predictions.
+    y : array of x's shape
+        Targets.
+    reduction : str
+        ``"mean"`` over all numbers, as in PyTorch, or ``"sum"``: then without the size.
+
+    Returns
+    -------
+    loss : array ()
+    dx : array of x's shape
+
+    Raises
+    ------
+    TypeError
+        When x or y holds no floating-point numbers, or they are of different kinds.
+    ValueError
+        When the shapes differ, or for another reduction.
+    """
+    xp = _check_same("mse_loss", x, y)
+    n = _count("mse_loss", reduction, math.prod(x.shape))
+    error = x - xp.astype(y, x.dtype, copy=False)
+    return xp.sum(error * error) / n, error * (2.0 / n)
+
+
+def binary_cross_entropy_loss(x: Array, y: Array, reduction: str = "mean") -> tuple[Array, Array]:
+    """Cross-entropy of the sigmoid: ``loss = mean(log(1 + exp(x)) - x y)``, ``dx = (sigmoid(x) - y) / size``.
+
+    Parameters
+    ----------
+    x : array of any shape
+        Scores, before the sigmoid. The loss is finite for any finite scores.
+    y : array of x's shape
+        The probability that each score is to express: from 0 to 1.
+    reduction : str
+        ``"mean"`` over all numbers, as in PyTorch, or ``"sum"``: then without the size.
+
+    Returns
+    -------
+    loss : array ()
+    dx : array of x's shape
+
+    Raises
+    ------
+    TypeError
+        When x or y holds no floating-point numbers, or they are of different kinds.
+    ValueError
+        When the shapes differ, or for another reduction; or for a target out of range, where they are on the host.
+    """
+    where = "binary_cross_entropy_loss"
+    xp = _check_same(where, x, y)
+    n = _count(where, reduction, math.prod(x.shape))
+    if not backends.of(y).asynchronous and bool(xp.any((y < 0.0) | (y > 1.0))):
+        worst = float(xp.min(y)) if float(xp.min(y)) < 0 else float(xp.max(y))
+        raise ValueError(f"{where}: expected targets from 0 to 1; received {worst}")
+    y = xp.astype(y, x.dtype, copy=False)
+    # log(1 + exp(x)) is max(x, 0) + log(1 + exp(-|x|)), which does not overflow
+    losses = xp.maximum(x, 0.0) - x * y + xp.log1p(xp.exp(-xp.abs(x)))
+    return xp.sum(losses / n), (special.sigmoid(x) - y) / n
+
+
 def _one_hot(xp: Any, x: Array, y: Array) -> Array:
     """Bools (N, C): whether a class is the example's label."""
     return y[:, None] == xp.arange(x.shape[1], dtype=xp.int64, device=x.device)[None, :]
+
+
+def _count(where: str, reduction: str, terms: int) -> int:
+    """Return what the sum of the terms is divided by."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{where}: expected reduction 'mean' or 'sum'; received {reduction!r}")
+    return terms if reduction == "mean" else 1
 
 
 def _check(where: str, x: Array, y: Array) -> tuple[Any, Array]:
@@ -81,3 +184,13 @@ def _check(where: str, x: Array, y: Array) -> tuple[Any, Array]:
         worst = int(xp.min(y)) if int(xp.min(y)) < 0 else int(xp.max(y))
         raise ValueError(f"{where}: expected labels from 0 to {x.shape[1] - 1}; received {worst}")
     return xp, y
+
+
+def _check_same(where: str, x: Array, y: Array) -> Any:
+    """Return the namespace of scores and targets of one shape, or say what does not fit."""
+    xp = one_kind(where, x=x, y=y)
+    if x.shape != y.shape:
+        raise ValueError(f"{where}: expected x and y of one shape; received x {tuple(x.shape)} and y {tuple(y.shape)}")
+    if 0 in x.shape:
+        raise ValueError(f"{where}: expected at least one example; received none")
+    return xp

@@ -1,4 +1,4 @@
-"""The affine layer."""
+"""The affine layer, and the linear one."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import oracles
 from oracles import EPS, course_case, course_tolerance, few_examples, normals
 from xpnn import backend as backends
-from xpnn.layers import affine_backward, affine_forward
+from xpnn.layers import Affine, Linear, Sequential, affine_backward, affine_forward, linear_backward, linear_forward
+from xpnn.models import Model
 
 # A sum of n products of numbers below 5 in size is off by at most n roundings of it, in whatever order it is taken.
 LARGEST = 5.0
@@ -116,3 +117,73 @@ def test_devices_that_mix_are_refused_and_each_is_named():
 def test_a_list_is_refused():
     with pytest.raises(TypeError, match="affine: expected x to be an array of numpy, .*; received list"):
         affine_forward([[1.0]], np.ones((1, 1)), np.ones(1))
+
+
+def test_linear_multiplies_the_last_axis(kind, dtype):
+    x, w, b = kind([[[1.0, 2.0], [3.0, 4.0]]], dtype), kind([[1.0], [10.0]], dtype), kind([0.5], dtype)
+    out, cache = linear_forward(x, w, b)
+    kind.check(out, dtype, (1, 2, 1))
+    kind.assert_close(out, [[[21.5], [43.5]]])
+    dx, dw, db = linear_backward(kind([[[1.0], [2.0]]], dtype), cache)
+    kind.assert_close(dx, [[[1.0, 10.0], [2.0, 20.0]]])
+    kind.assert_close(dw, [[7.0], [10.0]])
+    kind.assert_close(db, [3.0])
+
+
+def test_linear_without_a_bias_adds_none_and_has_no_gradient_by_it(kind, dtype):
+    out, cache = linear_forward(kind([[1.0, 2.0]], dtype), kind([[1.0], [10.0]], dtype))
+    kind.assert_close(out, [[21.0]])
+    assert linear_backward(out, cache)[2] is None
+
+
+def test_linear_of_vectors_is_affine(kind, dtype):
+    x, w, b = (kind(normals(shape, i), dtype) for i, shape in enumerate([(3, 4), (4, 5), (5,)]))
+    expected, affine_cache = affine_forward(x, w, b)
+    out, cache = linear_forward(x, w, b)
+    kind.assert_close(out, kind.to_numpy(expected))
+    for grad, truth in zip(linear_backward(out, cache), affine_backward(out, affine_cache), strict=True):
+        kind.assert_close(grad, kind.to_numpy(truth))
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "b"), [((2, 3), (4, 5), (5,)), ((2, 3), (3, 5), (4,)), ((2, 3), (3,), (3,)), ((), (1, 2), (2,))]
+)
+def test_shapes_that_do_not_fit_a_linear_layer_are_reported(kind, x, w, b):
+    with pytest.raises(ValueError, match=r"^linear: expected x \(\.\.\., D\).*received x") as error:
+        linear_forward(kind(np.zeros(x)), kind(np.zeros(w)), kind(np.zeros(b)))
+    assert f"received x {x}, w {w} and b {b}" in str(error.value)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_linear_layer_keeps_the_axes_before_the_last(kind, dtype, bias):
+    net = Linear(5, bias=bias)
+    model = Model(net, (2, 3), dtype=dtype, backend=kind.backend, rng=0)
+    expected = {"W": (3, 5), "b": (5,)} if bias else {"W": (3, 5)}
+    assert model.output_shape == (2, 5)
+    assert {name: tuple(array.shape) for name, array in model.params.items()} == expected
+    out, cache = net.forward(kind(normals((4, 2, 3)), dtype))
+    kind.check(out, dtype, (4, 2, 5))
+    dx, grads = net.backward(out, cache)
+    kind.check(dx, dtype, (4, 2, 3))
+    assert {name: tuple(grad.shape) for name, grad in grads.items()} == expected
+    nothing, alone = net.backward(out, cache, input_grad=False)
+    assert nothing is None
+    for name, grad in alone.items():
+        kind.assert_close(grad, kind.to_numpy(grads[name]))
+
+
+def test_two_flops_for_each_product_of_an_example():
+    assert Affine(10).flops((3, 4)) == 2 * 12 * 10
+    assert Linear(10).flops((3, 4)) == 2 * 3 * 4 * 10
+
+
+def test_an_input_without_features_is_reported_when_the_net_is_built():
+    with pytest.raises(ValueError, match=r"^linear1: expected input of shape \(\.\.\., D\)"):
+        Sequential(Linear(2)).output_shape(())
+
+
+def test_impossible_settings_of_a_linear_layer_are_refused():
+    with pytest.raises(ValueError, match=r"^out: expected at least 1 unit; received 0"):
+        Linear(0, name="out")
+    with pytest.raises(TypeError, match=r"^linear: expected an initializer; received 0\.1"):
+        Linear(2, init=0.1)

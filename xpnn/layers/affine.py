@@ -1,11 +1,13 @@
-"""The affine, or fully connected, layer."""
+"""The affine, or fully connected, layer: of whole examples, and of the last axis."""
 
 import math
 import operator
+from typing import ClassVar
 
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout
+from xpnn.layers.rows import over_rows
 
 
 def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
@@ -67,11 +69,78 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
 def _affine_param_grads(dout: Array, rows: Array) -> tuple[Array, Array]:
     xp = namespace(dout)
-    return xp.matmul(rows.T, dout), xp.sum(dout, axis=0)
+    return xp.matmul(rows.T, dout), over_rows(xp.sum, dout)
 
 
 def _rows(x: Array) -> Array:
     return x if x.ndim == 2 else namespace(x).reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
+def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, Cache]:
+    """Multiply the last axis by a matrix and add a bias, if there is one: ``out = x w + b``.
+
+    Parameters
+    ----------
+    x : array (..., D)
+    w : array (D, M)
+    b : array (M,), optional
+
+    Returns
+    -------
+    out : array (..., M)
+    cache : object
+        For `linear_backward`.
+
+    Raises
+    ------
+    TypeError
+        When the arrays are of different kinds or hold no floating-point numbers.
+    ValueError
+        When the shapes do not fit.
+    """
+    xp = one_kind("linear", x=x, w=w, **({} if b is None else {"b": b}))
+    if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or (b is not None and b.shape != w.shape[1:]):
+        raise ValueError(
+            "linear: expected x (..., D), w (D, M) and b (M,) or none; received "
+            f"x {tuple(x.shape)}, w {tuple(w.shape)} and b {None if b is None else tuple(b.shape)}"
+        )
+    rows = _last_axis_rows(x)
+    out = xp.matmul(rows, w)
+    if b is not None:
+        out += b
+    return xp.reshape(out, (*x.shape[:-1], w.shape[1])), (rows, w, x.shape, b is not None)
+
+
+def linear_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+    """Differentiate `linear_forward`: ``dx = dout wᵀ``, ``dw = sum_i x_iᵀ dout_i``, ``db = sum_i dout_i``.
+
+    Parameters
+    ----------
+    dout : array (..., M)
+        The gradient of the loss by out.
+    cache : object
+        From `linear_forward`.
+
+    Returns
+    -------
+    dx : array (..., D)
+    dw : array (D, M)
+    db : array (M,), or None where there is no bias
+    """
+    _, w, x_shape, _ = cache
+    xp = check_dout("linear_backward", dout, w, (*x_shape[:-1], w.shape[1]))
+    dw, db = _linear_param_grads(dout, cache)
+    return xp.reshape(xp.matmul(_last_axis_rows(dout), w.T), x_shape), dw, db
+
+
+def _linear_param_grads(dout: Array, cache: Cache) -> tuple[Array, Array | None]:
+    rows, _, _, has_bias = cache
+    dw, db = _affine_param_grads(_last_axis_rows(dout), rows)
+    return dw, db if has_bias else None
+
+
+def _last_axis_rows(x: Array) -> Array:
+    return x if x.ndim == 2 else namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 class Affine(Layer):
@@ -85,6 +154,9 @@ class Affine(Layer):
         First values of W; b starts at zeros.
     """
 
+    torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
+    torch_transposed: ClassVar[frozenset[str]] = frozenset({"W"})
+
     def __init__(self, units: int, init: Initializer = initializers.kaiming, name: str = "") -> None:
         super().__init__(name)
         self.units = operator.index(units)
@@ -96,6 +168,9 @@ class Affine(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (self.units,)
+
+    def flops(self, input_shape: Shape) -> int:
+        return 2 * math.prod(input_shape) * self.units
 
     def param_specs(self, input_shape: Shape) -> dict[str, Spec]:
         return {
@@ -112,3 +187,56 @@ class Affine(Layer):
             return dx, {"W": dw, "b": db}
         dw, db = _affine_param_grads(dout, cache[0])
         return None, {"W": dw, "b": db}
+
+
+class Linear(Layer):
+    """``x W + b`` on the last axis of examples (..., D): `linear_forward` with parameters W (D, M) and b (M,).
+
+    Parameters
+    ----------
+    units : int
+        M, the number of outputs.
+    bias : bool
+        Whether there is a b.
+    init : initializer
+        First values of W; b starts at zeros.
+    """
+
+    torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
+    torch_transposed: ClassVar[frozenset[str]] = frozenset({"W"})
+
+    def __init__(
+        self, units: int, *, bias: bool = True, init: Initializer = initializers.kaiming, name: str = ""
+    ) -> None:
+        super().__init__(name)
+        self.units = operator.index(units)
+        if units < 1:
+            raise ValueError(f"{name or 'linear'}: expected at least 1 unit; received {units}")
+        if not callable(init):
+            raise TypeError(f"{name or 'linear'}: expected an initializer; received {init!r}")
+        self.bias, self.init = bool(bias), init
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) < 1 or input_shape[-1] < 1:
+            where = self.path or "linear"
+            raise ValueError(
+                f"{where}: expected input of shape (..., D) with at least one feature; received {input_shape}"
+            )
+        return (*input_shape[:-1], self.units)
+
+    def flops(self, input_shape: Shape) -> int:
+        return 2 * math.prod(input_shape) * self.units
+
+    def param_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        specs = {"W": Spec((input_shape[-1], self.units), self.init, decay=True)}
+        return specs | ({"b": Spec((self.units,), initializers.zeros)} if self.bias else {})
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return linear_forward(x, self.params["W"], self.params.get("b"))
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        if input_grad:
+            dx, dw, db = linear_backward(dout, cache)
+        else:
+            dx, (dw, db) = None, _linear_param_grads(dout, cache)
+        return dx, {"W": dw} | ({} if db is None else {"b": db})

@@ -1,178 +1,349 @@
-"""Normalization: by fixed statistics of the data, and by those of the batch."""
+"""Normalization of each example by itself: layer, group and root-mean-square normalization."""
 
-from typing import Any
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from xpnn.backend import Array, Shape, one_kind
+from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
+from xpnn.layers.rows import images, over_rows, pixels
 
 
-def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
-    """Normalize each feature over the batch: ``out = gamma (x - mean) / sqrt(var + eps) + beta``.
-
-    In train mode mean and var are the batch's (var with 1/N), and the running statistics follow them:
-    ``running = momentum running + (1 - momentum) batch``. In test mode the running statistics are used.
+def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Mapping[str, Any]) -> tuple[Array, Cache]:
+    """Normalize each example over its features: ``out = gamma (x - mean) / sqrt(var + eps) + beta``.
 
     Parameters
     ----------
-    x : array (N, D)
+    x : array (..., D)
+        mean and var (with 1/D) are taken over the last axis.
     gamma, beta : array (D,)
         Scale and shift.
-    bn_param : dict
-        ``mode``, ``"train"`` or ``"test"``; ``eps`` (1e-5); ``momentum`` (0.9), the weight of the old running
-        value; ``running_mean`` and ``running_var``, arrays (D,), zeros at first, written back in train mode.
+    ln_param : dict
+        ``eps`` (1e-5).
 
     Returns
     -------
-    out : array (N, D)
+    out : array (..., D)
     cache : object
-        For `batchnorm_backward`.
+        For `layernorm_backward`.
 
     Raises
     ------
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        For another mode, or shapes that do not fit.
+        When the shapes do not fit.
 
-    Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
+    Source: Ba, Kiros and Hinton, "Layer normalization", 2016.
     """
-    xp = one_kind("batchnorm", x=x, gamma=gamma, beta=beta)
-    if x.ndim != 2 or gamma.shape != x.shape[1:] or beta.shape != x.shape[1:]:
+    one_kind("layernorm", x=x, gamma=gamma, beta=beta)
+    if x.ndim < 1 or x.shape[-1] == 0 or gamma.shape != x.shape[-1:] or beta.shape != x.shape[-1:]:
         raise ValueError(
-            "batchnorm: expected x (N, D), gamma (D,) and beta (D,); "
+            "layernorm: expected x (..., D) of at least one feature, gamma (D,) and beta (D,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
-    mode, eps, momentum = (
-        bn_param.get("mode"),
-        float(bn_param.get("eps", 1e-5)),
-        float(bn_param.get("momentum", 0.9)),
-    )
-    if mode not in ("train", "test"):
-        raise ValueError(f"batchnorm: expected mode 'train' or 'test'; received {mode!r}")
-    if mode == "train" and x.shape[0] == 0:
-        raise ValueError("batchnorm: expected at least one example to take statistics of; received none")
-    for key in ("running_mean", "running_var"):
-        if key not in bn_param:
-            bn_param[key] = xp.zeros(x.shape[1:], dtype=x.dtype, device=x.device)
-        one_kind("batchnorm", x=x, **{key: bn_param[key]})
-        if bn_param[key].shape != x.shape[1:]:
-            received = tuple(bn_param[key].shape)
-            raise ValueError(f"batchnorm: expected {key} of shape {tuple(x.shape[1:])}; received {received}")
-        bn_param[key] = xp.astype(bn_param[key], x.dtype, copy=False)
-    if mode == "train":
-        mean = xp.mean(x, axis=0)
-        centered = x - mean
-        var = xp.mean(centered * centered, axis=0)
-        bn_param["running_mean"] = momentum * bn_param["running_mean"] + (1 - momentum) * mean
-        bn_param["running_var"] = momentum * bn_param["running_var"] + (1 - momentum) * var
-    else:
-        centered = x - bn_param["running_mean"]
-        var = bn_param["running_var"]
-    inv_std = 1.0 / xp.sqrt(var + eps)
-    x_hat = centered * inv_std
-    return gamma * x_hat + beta, (x_hat, inv_std, gamma, mode)
+    x_hat, inv_std = _standardize(x, -1, ln_param)
+    out = gamma * x_hat
+    out += beta
+    return out, (x_hat, inv_std, gamma)
 
 
-def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Differentiate `batchnorm_forward`, in train mode through the batch's mean and variance.
+def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Differentiate `layernorm_forward`, through mean and variance.
 
-    ``dx = gamma / std (dout - mean(dout) - x_hat mean(dout x_hat))``, in test mode ``dx = gamma / std dout``;
-    ``dgamma = sum_i dout_i x_hat_i``; ``dbeta = sum_i dout_i``.
+    ``dx = (g - mean(g) - x_hat mean(g x_hat)) / std`` with ``g = gamma dout``; ``dgamma = sum_i dout_i x_hat_i``;
+    ``dbeta = sum_i dout_i``.
 
     Parameters
     ----------
-    dout : array (N, D)
+    dout : array (..., D)
         The gradient of the loss by out.
     cache : object
-        From `batchnorm_forward`.
+        From `layernorm_forward`.
 
     Returns
     -------
-    dx : array (N, D)
+    dx : array (..., D)
     dgamma, dbeta : array (D,)
     """
-    x_hat, inv_std, gamma, mode = cache
-    xp = check_dout("batchnorm_backward", dout, x_hat, x_hat.shape)
-    dbeta = xp.sum(dout, axis=0)
-    dgamma = xp.sum(dout * x_hat, axis=0)
-    if mode == "train":
-        n = dout.shape[0]
-        dx = (dout - dbeta / n - x_hat * (dgamma / n)) * (gamma * inv_std)
-    else:
-        dx = dout * (gamma * inv_std)
-    return dx, dgamma, dbeta
+    x_hat, inv_std, gamma = cache
+    check_dout("layernorm_backward", dout, x_hat, x_hat.shape)
+    dgamma, dbeta = _sum_over_examples(dout * x_hat), _sum_over_examples(dout)
+    return _standardize_backward(gamma * dout, x_hat, inv_std, -1), dgamma, dbeta
 
 
-class BatchNorm(Layer):
-    """`batchnorm_forward` with parameters gamma (D,) and beta (D,) and running statistics as state.
+def spatial_groupnorm_forward(
+    x: Array, gamma: Array, beta: Array, G: int, gn_param: Mapping[str, Any]
+) -> tuple[Array, Cache]:
+    """Normalize each image over its pixels and the channels of each of G groups.
+
+    ``out = gamma (x - mean) / sqrt(var + eps) + beta``; with one group a layer norm, with C an instance norm.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+    gamma, beta : array (1, C, 1, 1) or (C,)
+        Scale and shift of each channel.
+    G : int
+        The number of groups of C / G channels that follow each other.
+    gn_param : dict
+        ``eps`` (1e-5).
+
+    Returns
+    -------
+    out : array (N, C, H, W)
+    cache : object
+        For `spatial_groupnorm_backward`.
+
+    Raises
+    ------
+    TypeError
+        When the arrays are of different kinds or hold no floating-point numbers.
+    ValueError
+        When the shapes do not fit, or G does not divide C.
+
+    Source: Wu and He, "Group normalization", ECCV 2018.
+    """
+    xp = one_kind("spatial_groupnorm", x=x, gamma=gamma, beta=beta)
+    shapes = {(x.shape[1],), (1, x.shape[1], 1, 1)} if x.ndim == 4 else set()
+    if math.prod(x.shape[1:]) == 0 or not {tuple(gamma.shape), tuple(beta.shape)} <= shapes:
+        raise ValueError(
+            "spatial_groupnorm: expected x (N, C, H, W) of at least one pixel, gamma and beta (1, C, 1, 1) or (C,); "
+            f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
+        )
+    n, c, h, w = x.shape
+    if not 1 <= operator.index(G) <= c or c % G:
+        raise ValueError(f"spatial_groupnorm: expected G to divide the {c} channels; received {G!r}")
+    groups = xp.reshape(pixels(x), (n, h * w, G, c // G))
+    x_hat, inv_std = _standardize(groups, (1, 3), gn_param)
+    out = x_hat * xp.reshape(gamma, (G, c // G))
+    out += xp.reshape(beta, (G, c // G))
+    return images(out, x.shape), (x_hat, inv_std, gamma, beta.shape, x.shape)
+
+
+def spatial_groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Differentiate `spatial_groupnorm_forward`; the formula is that of `layernorm_backward`.
+
+    Parameters
+    ----------
+    dout : array (N, C, H, W)
+        The gradient of the loss by out.
+    cache : object
+        From `spatial_groupnorm_forward`.
+
+    Returns
+    -------
+    dx : array (N, C, H, W)
+    dgamma, dbeta : arrays
+        Of the shapes of gamma and beta.
+    """
+    x_hat, inv_std, gamma, beta_shape, x_shape = cache
+    xp = check_dout("spatial_groupnorm_backward", dout, x_hat, x_shape)
+    rows = pixels(dout)
+    dgamma = over_rows(xp.sum, rows * xp.reshape(x_hat, rows.shape))
+    dx_hat = xp.reshape(rows * xp.reshape(gamma, rows.shape[1:]), x_hat.shape)
+    dx = images(_standardize_backward(dx_hat, x_hat, inv_std, (1, 3)), x_shape)
+    return dx, xp.reshape(dgamma, gamma.shape), xp.reshape(over_rows(xp.sum, rows), beta_shape)
+
+
+def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tuple[Array, Cache]:
+    """Divide each example by the root mean square of its features: ``out = gamma x / sqrt(mean(x²) + eps)``.
+
+    Parameters
+    ----------
+    x : array (..., D)
+        The mean is taken over the last axis.
+    gamma : array (D,)
+        Scale.
+    rms_param : dict
+        ``eps`` (1e-5).
+
+    Returns
+    -------
+    out : array (..., D)
+    cache : object
+        For `rmsnorm_backward`.
+
+    Raises
+    ------
+    TypeError
+        When the arrays are of different kinds or hold no floating-point numbers.
+    ValueError
+        When the shapes do not fit.
+
+    Source: Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019.
+    """
+    xp = one_kind("rmsnorm", x=x, gamma=gamma)
+    if x.ndim < 1 or x.shape[-1] == 0 or gamma.shape != x.shape[-1:]:
+        raise ValueError(
+            "rmsnorm: expected x (..., D) of at least one feature and gamma (D,); "
+            f"received x {tuple(x.shape)} and gamma {tuple(gamma.shape)}"
+        )
+    inv_rms = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + _eps(rms_param))
+    x_hat = x * inv_rms
+    return gamma * x_hat, (x_hat, inv_rms, gamma)
+
+
+def rmsnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array]:
+    """Differentiate `rmsnorm_forward`, through the root mean square.
+
+    ``dx = (g - x_hat mean(g x_hat)) / rms`` with ``g = gamma dout``; ``dgamma = sum_i dout_i x_hat_i``.
+
+    Parameters
+    ----------
+    dout : array (..., D)
+        The gradient of the loss by out.
+    cache : object
+        From `rmsnorm_forward`.
+
+    Returns
+    -------
+    dx : array (..., D)
+    dgamma : array (D,)
+    """
+    x_hat, inv_rms, gamma = cache
+    xp = check_dout("rmsnorm_backward", dout, x_hat, x_hat.shape)
+    dx_hat = gamma * dout
+    dx = x_hat * -xp.mean(dx_hat * x_hat, axis=-1, keepdims=True)
+    dx += dx_hat
+    dx *= inv_rms
+    return dx, _sum_over_examples(dout * x_hat)
+
+
+def _eps(param: Mapping[str, Any]) -> float:
+    return float(param.get("eps", 1e-5))
+
+
+def _standardize(x: Array, axis: int | tuple[int, ...], param: Mapping[str, Any]) -> tuple[Array, Array]:
+    """Return ``(x - mean) / sqrt(var + eps)`` with the statistics over `axis`, and the ``1 / sqrt(var + eps)``."""
+    xp = namespace(x)
+    x_hat = x - xp.mean(x, axis=axis, keepdims=True)
+    inv_std = 1.0 / xp.sqrt(xp.mean(x_hat * x_hat, axis=axis, keepdims=True) + _eps(param))
+    x_hat *= inv_std
+    return x_hat, inv_std
+
+
+def _standardize_backward(dx_hat: Array, x_hat: Array, inv_std: Array, axis: int | tuple[int, ...]) -> Array:
+    xp = namespace(dx_hat)
+    dx = x_hat * -xp.mean(dx_hat * x_hat, axis=axis, keepdims=True)
+    dx += dx_hat
+    dx -= xp.mean(dx_hat, axis=axis, keepdims=True)
+    dx *= inv_std
+    return dx
+
+
+def _sum_over_examples(x: Array) -> Array:
+    """Sum over all axes but the last."""
+    xp = namespace(x)
+    return over_rows(xp.sum, xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])))
+
+
+class LayerNorm(Layer):
+    """`layernorm_forward` of examples (..., D), with parameters gamma (D,) and beta (D,).
 
     Parameters
     ----------
     eps : float
         Added to the variance.
-    momentum : float
-        The weight of the old running value.
-
-    Attributes
-    ----------
-    bn_param : dict
-        The dict that `batchnorm_forward` is called with; it is also the layer's `state`.
     """
 
-    state_names = ("running_mean", "running_var")
+    torch_names: ClassVar[dict[str, str]] = {"gamma": "weight", "beta": "bias"}
 
-    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.9, name: str = "") -> None:
+    def __init__(self, *, eps: float = 1e-5, name: str = "") -> None:
         super().__init__(name)
-        if not eps >= 0 or not 0 <= momentum <= 1:
-            where = name or "batchnorm"
-            raise ValueError(f"{where}: expected eps >= 0 and momentum in [0, 1]; received {eps!r} and {momentum!r}")
-        self.bn_param: dict[str, Any] = {"mode": "train", "eps": eps, "momentum": momentum}
-        self.state = self.bn_param
+        self.ln_param = {"eps": _check_eps(name or "layernorm", eps)}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        if len(input_shape) != 1:
-            raise ValueError(f"{self.path or 'batchnorm'}: expected input of shape (D,); received {input_shape}")
-        return input_shape
+        return _check_features(self.path or "layernorm", input_shape)
 
     def param_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        return {"gamma": Spec(input_shape, initializers.ones), "beta": Spec(input_shape, initializers.zeros)}
-
-    def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        return {name: Spec(input_shape, initializers.zeros) for name in self.state_names}
+        return {"gamma": Spec(input_shape[-1:], initializers.ones), "beta": Spec(input_shape[-1:], initializers.zeros)}
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        self.bn_param["mode"] = "train" if train else "test"
-        return batchnorm_forward(x, self.params["gamma"], self.params["beta"], self.bn_param)
+        return layernorm_forward(x, self.params["gamma"], self.params["beta"], self.ln_param)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        dx, dgamma, dbeta = batchnorm_backward(dout, cache)
+        dx, dgamma, dbeta = layernorm_backward(dout, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
 
-class Standardize(Layer):
-    """``(x - mean) / std`` with fixed statistics of the training data, so that a model takes raw images.
+class GroupNorm(Layer):
+    """`spatial_groupnorm_forward` of images (C, H, W), with parameters gamma (C,) and beta (C,).
 
     Parameters
     ----------
-    mean : float or array
-        Of the shape of one example, or one that broadcasts to it.
-    std : float or array, optional
-        The same; None to subtract the mean alone.
-
-    The two are state: saved with the model and restored from a checkpoint.
+    groups : int
+        G, which divides C.
+    eps : float
+        Added to the variance.
     """
 
-    def __init__(self, mean: Any = 0.0, std: Any = None, name: str = "") -> None:
-        super().__init__(name)
-        self.statistics = {"mean": mean} if std is None else {"mean": mean, "std": std}
+    torch_names: ClassVar[dict[str, str]] = {"gamma": "weight", "beta": "bias"}
 
-    def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        return {key: Spec(input_shape, initializers.constant(value)) for key, value in self.statistics.items()}
+    def __init__(self, groups: int, *, eps: float = 1e-5, name: str = "") -> None:
+        super().__init__(name)
+        self.groups = operator.index(groups)
+        if groups < 1:
+            raise ValueError(f"{name or 'groupnorm'}: expected at least 1 group; received {groups}")
+        self.gn_param = {"eps": _check_eps(name or "groupnorm", eps)}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) != 3 or math.prod(input_shape) == 0 or input_shape[0] % self.groups:
+            raise ValueError(
+                f"{self.path or 'groupnorm'}: expected input of shape (C, H, W) with channels for {self.groups} equal "
+                f"groups; received {input_shape}"
+            )
+        return input_shape
+
+    def param_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        return {"gamma": Spec(input_shape[:1], initializers.ones), "beta": Spec(input_shape[:1], initializers.zeros)}
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        centered = x - self.state["mean"]
-        return (centered / self.state["std"] if "std" in self.state else centered), None
+        return spatial_groupnorm_forward(x, self.params["gamma"], self.params["beta"], self.groups, self.gn_param)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        return (dout / self.state["std"] if "std" in self.state else dout), {}
+        dx, dgamma, dbeta = spatial_groupnorm_backward(dout, cache)
+        return dx, {"gamma": dgamma, "beta": dbeta}
+
+
+class RMSNorm(Layer):
+    """`rmsnorm_forward` of examples (..., D), with parameter gamma (D,).
+
+    Parameters
+    ----------
+    eps : float
+        Added to the mean square.
+    """
+
+    torch_names: ClassVar[dict[str, str]] = {"gamma": "weight"}
+
+    def __init__(self, *, eps: float = 1e-5, name: str = "") -> None:
+        super().__init__(name)
+        self.rms_param = {"eps": _check_eps(name or "rmsnorm", eps)}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return _check_features(self.path or "rmsnorm", input_shape)
+
+    def param_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        return {"gamma": Spec(input_shape[-1:], initializers.ones)}
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return rmsnorm_forward(x, self.params["gamma"], self.rms_param)
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        dx, dgamma = rmsnorm_backward(dout, cache)
+        return dx, {"gamma": dgamma}
+
+
+def _check_eps(where: str, eps: float) -> float:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{where}: expected eps >= 0; received {eps!r}")
+    return float(eps)
+
+
+def _check_features(where: str, input_shape: Shape) -> Shape:
+    if len(input_shape) < 1 or input_shape[-1] < 1:
+        raise ValueError(f"{where}: expected input of shape (..., D) with at least one feature; received {input_shape}")
+    return input_shape

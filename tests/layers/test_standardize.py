@@ -1,0 +1,34 @@
+"""Standardize."""
+
+import numpy as np
+import pytest
+
+from xpnn.layers import Sequential, Standardize
+from xpnn.models import Model
+
+
+def test_standardize_subtracts_the_mean_and_divides_by_the_deviation(kind, dtype):
+    net = Standardize(mean=[1.0, 2.0], std=4.0)
+    model = Model(net, (2,), dtype=dtype, backend=kind.backend, rng=0)
+    kind.check(model.loss(kind([[5.0, 0.0]], dtype)), dtype)
+    kind.assert_close(model.loss(kind([[5.0, 0.0]], dtype)), [[1.0, -0.5]])
+    kind.assert_close(net.backward(kind([[8.0, 4.0]], dtype), None)[0], [[2.0, 1.0]])
+
+
+def test_standardize_is_saved_with_the_model(kind):
+    model = Model(Standardize(mean=[1.0, 2.0], std=4.0), (2,), backend=kind.backend, rng=0)
+    kind.assert_close(model.state_dict()["mean"], [1.0, 2.0])
+    kind.assert_close(model.state_dict()["std"], [4.0, 4.0])
+
+
+def test_standardize_takes_a_statistic_for_each_channel(kind, dtype):
+    model = Model(Standardize(mean=[[[1.0]], [[2.0]]]), (2, 1, 3), dtype=dtype, backend=kind.backend, rng=0)
+    kind.assert_close(model.loss(kind(np.full((1, 2, 1, 3), 5.0), dtype)), [[[[4.0] * 3], [[3.0] * 3]]])
+
+
+@pytest.mark.parametrize("statistics", [{"mean": [1.0, 2.0, 3.0]}, {"std": np.ones((1, 2))}])
+def test_statistics_of_another_shape_are_reported_when_the_net_is_built(statistics):
+    key, value = *statistics, np.shape(*statistics.values())
+    with pytest.raises(ValueError, match=rf"^standardize1: expected {key} to broadcast to the input's \(2,\)") as error:
+        Model(Sequential(Standardize(**statistics)), (2,), rng=0)
+    assert f"received {value}" in str(error.value)

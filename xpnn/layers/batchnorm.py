@@ -1,0 +1,261 @@
+"""Batch normalization, of vectors and of images."""
+
+import math
+from typing import Any, ClassVar
+
+from xpnn.backend import Array, Shape, namespace, one_kind
+from xpnn.layers import initializers
+from xpnn.layers.layer import Cache, Layer, Spec, check_dout
+from xpnn.layers.rows import images, over_rows, pixels
+
+
+def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
+    """Normalize each feature over the batch: ``out = gamma (x - mean) / sqrt(var + eps) + beta``.
+
+    In train mode mean and var are the batch's (var with 1/N), and the running statistics follow them:
+    ``running = momentum running + (1 - momentum) batch``. In test mode the running statistics are used.
+
+    Parameters
+    ----------
+    x : array (N, D)
+    gamma, beta : array (D,)
+        Scale and shift.
+    bn_param : dict
+        ``mode``, ``"train"`` or ``"test"``; ``eps`` (1e-5); ``momentum`` (0.9), the weight of the old running
+        value; ``unbiased`` (False), whether running_var follows the variance with 1/(N - 1), as PyTorch's does;
+        ``running_mean`` and ``running_var``, arrays (D,), zeros at first, written back in train mode.
+
+    Returns
+    -------
+    out : array (N, D)
+    cache : object
+        For `batchnorm_backward`.
+
+    Raises
+    ------
+    TypeError
+        When the arrays are of different kinds or hold no floating-point numbers.
+    ValueError
+        For another mode, too few examples to take statistics of, or shapes that do not fit.
+
+    Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
+    """
+    xp = one_kind("batchnorm", x=x, gamma=gamma, beta=beta)
+    if x.ndim != 2 or gamma.shape != x.shape[1:] or beta.shape != x.shape[1:]:
+        raise ValueError(
+            "batchnorm: expected x (N, D), gamma (D,) and beta (D,); "
+            f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
+        )
+    mode, eps, momentum, unbiased = (
+        bn_param.get("mode"),
+        float(bn_param.get("eps", 1e-5)),
+        float(bn_param.get("momentum", 0.9)),
+        bool(bn_param.get("unbiased", False)),
+    )
+    n = x.shape[0]
+    if mode not in ("train", "test"):
+        raise ValueError(f"batchnorm: expected mode 'train' or 'test'; received {mode!r}")
+    if mode == "train" and n == 0:
+        raise ValueError("batchnorm: expected at least one example to take statistics of; received none")
+    if mode == "train" and n == 1 and unbiased:
+        raise ValueError("batchnorm: expected at least two values to take an unbiased variance of; received one")
+    for key in ("running_mean", "running_var"):
+        if key not in bn_param:
+            bn_param[key] = xp.zeros(x.shape[1:], dtype=x.dtype, device=x.device)
+        one_kind("batchnorm", x=x, **{key: bn_param[key]})
+        if bn_param[key].shape != x.shape[1:]:
+            received = tuple(bn_param[key].shape)
+            raise ValueError(f"batchnorm: expected {key} of shape {tuple(x.shape[1:])}; received {received}")
+        bn_param[key] = xp.astype(bn_param[key], x.dtype, copy=False)
+    if mode == "train":
+        mean = over_rows(xp.mean, x)
+        centered = x - mean
+        var = over_rows(xp.mean, centered * centered)
+        running_var = var * (n / (n - 1)) if unbiased else var
+        bn_param["running_mean"] = momentum * bn_param["running_mean"] + (1 - momentum) * mean
+        bn_param["running_var"] = momentum * bn_param["running_var"] + (1 - momentum) * running_var
+    else:
+        centered = x - bn_param["running_mean"]
+        var = bn_param["running_var"]
+    inv_std = 1.0 / xp.sqrt(var + eps)
+    scale = gamma * inv_std  # of D numbers: x_hat itself would be one more array of x's size
+    out = centered * scale
+    out += beta
+    return out, (centered, inv_std, scale, mode)
+
+
+def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Differentiate `batchnorm_forward`, in train mode through the batch's mean and variance.
+
+    ``dx = gamma / std (dout - mean(dout) - x_hat mean(dout x_hat))``, in test mode ``dx = gamma / std dout``;
+    ``dgamma = sum_i dout_i x_hat_i``; ``dbeta = sum_i dout_i``, where ``x_hat = (x - mean) / std``.
+
+    Parameters
+    ----------
+    dout : array (N, D)
+        The gradient of the loss by out.
+    cache : object
+        From `batchnorm_forward`.
+
+    Returns
+    -------
+    dx : array (N, D)
+    dgamma, dbeta : array (D,)
+    """
+    centered, inv_std, scale, mode = cache
+    check_dout("batchnorm_backward", dout, centered, centered.shape)
+    dgamma, dbeta = _param_grads(dout, cache)
+    if mode == "test":
+        return dout * scale, dgamma, dbeta
+    n = dout.shape[0]
+    dx = centered * (dgamma * inv_std / -n)
+    dx += dout
+    dx -= dbeta / n
+    dx *= scale
+    return dx, dgamma, dbeta
+
+
+def _param_grads(dout: Array, cache: Cache) -> tuple[Array, Array]:
+    xp = namespace(dout)
+    centered, inv_std, _, _ = cache
+    return over_rows(xp.sum, dout * centered) * inv_std, over_rows(xp.sum, dout)
+
+
+def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
+    """Normalize each channel over the batch and its pixels: `batchnorm_forward` with the N H W pixels as examples.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+    gamma, beta : array (C,)
+        Scale and shift.
+    bn_param : dict
+        As for `batchnorm_forward`, with running statistics (C,).
+
+    Returns
+    -------
+    out : array (N, C, H, W)
+    cache : object
+        For `spatial_batchnorm_backward`.
+
+    Raises
+    ------
+    TypeError
+        When the arrays are of different kinds or hold no floating-point numbers.
+    ValueError
+        For another mode, too few pixels to take statistics of, or shapes that do not fit.
+
+    Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, section 3.2.
+    """
+    one_kind("spatial_batchnorm", x=x, gamma=gamma, beta=beta)
+    if x.ndim != 4 or gamma.shape != x.shape[1:2] or beta.shape != x.shape[1:2]:
+        raise ValueError(
+            "spatial_batchnorm: expected x (N, C, H, W), gamma (C,) and beta (C,); "
+            f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
+        )
+    out, cache = batchnorm_forward(pixels(x), gamma, beta, bn_param)
+    return images(out, x.shape), (cache, x.shape)
+
+
+def spatial_batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Differentiate `spatial_batchnorm_forward`; see `batchnorm_backward`.
+
+    Parameters
+    ----------
+    dout : array (N, C, H, W)
+        The gradient of the loss by out.
+    cache : object
+        From `spatial_batchnorm_forward`.
+
+    Returns
+    -------
+    dx : array (N, C, H, W)
+    dgamma, dbeta : array (C,)
+    """
+    pixel_cache, shape = cache
+    check_dout("spatial_batchnorm_backward", dout, pixel_cache[0], shape)
+    dx, dgamma, dbeta = batchnorm_backward(pixels(dout), pixel_cache)
+    return images(dx, shape), dgamma, dbeta
+
+
+class BatchNorm(Layer):
+    """`batchnorm_forward` of vectors (D,), or `spatial_batchnorm_forward` of images (C, H, W).
+
+    Its parameters are gamma and beta, of D or C numbers; the running statistics are state.
+
+    Parameters
+    ----------
+    eps : float
+        Added to the variance.
+    momentum : float
+        The weight of the old running value.
+    scale : bool
+        Whether gamma is learned; else it is state, and stays at ones.
+    center : bool
+        Whether beta is learned; else it is state, and stays at zeros.
+    unbiased : bool
+        Whether running_var follows the variance with 1/(N - 1), as PyTorch's does.
+
+    Attributes
+    ----------
+    bn_param : dict
+        The dict that `batchnorm_forward` is called with; it is also the layer's `state`.
+    """
+
+    state_names = ("running_mean", "running_var")
+    torch_names: ClassVar[dict[str, str]] = {
+        "gamma": "weight",
+        "beta": "bias",
+        "running_mean": "running_mean",
+        "running_var": "running_var",
+    }
+
+    def __init__(
+        self,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.9,
+        scale: bool = True,
+        center: bool = True,
+        unbiased: bool = False,
+        name: str = "",
+    ) -> None:
+        super().__init__(name)
+        if not 0 <= eps < math.inf or not 0 <= momentum <= 1:
+            where = name or "batchnorm"
+            raise ValueError(f"{where}: expected eps >= 0 and momentum in [0, 1]; received {eps!r} and {momentum!r}")
+        self.learned = {"gamma": bool(scale), "beta": bool(center)}
+        self.bn_param: dict[str, Any] = {"mode": "train", "eps": eps, "momentum": momentum, "unbiased": bool(unbiased)}
+        self.state = self.bn_param
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) not in (1, 3):
+            where = self.path or "batchnorm"
+            raise ValueError(f"{where}: expected input of shape (D,) or (C, H, W); received {input_shape}")
+        return input_shape
+
+    def _affine_specs(self, input_shape: Shape, learned: bool) -> dict[str, Spec]:
+        specs = {
+            "gamma": Spec(input_shape[:1], initializers.ones),
+            "beta": Spec(input_shape[:1], initializers.zeros),
+        }
+        return {key: spec for key, spec in specs.items() if self.learned[key] is learned}
+
+    def param_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        return self._affine_specs(input_shape, learned=True)
+
+    def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        statistics = {name: Spec(input_shape[:1], initializers.zeros) for name in self.state_names}
+        return self._affine_specs(input_shape, learned=False) | statistics
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        self.bn_param["mode"] = "train" if train else "test"
+        gamma, beta = ((self.params if self.learned[key] else self.state)[key] for key in ("gamma", "beta"))
+        forward = batchnorm_forward if x.ndim == 2 else spatial_batchnorm_forward
+        return forward(x, gamma, beta, self.bn_param)
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        backward = batchnorm_backward if dout.ndim == 2 else spatial_batchnorm_backward
+        dx, dgamma, dbeta = backward(dout, cache)
+        grads = {"gamma": dgamma, "beta": dbeta}
+        return dx, {key: grad for key, grad in grads.items() if self.learned[key]}

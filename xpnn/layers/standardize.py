@@ -1,0 +1,44 @@
+"""Standardizing by fixed statistics of the data."""
+
+from typing import Any
+
+from xpnn.backend import Array, Shape, to_numpy
+from xpnn.layers import initializers
+from xpnn.layers.layer import Cache, Layer, Spec
+
+
+class Standardize(Layer):
+    """``(x - mean) / std`` with fixed statistics of the training data, so that a model takes raw images.
+
+    Parameters
+    ----------
+    mean : float or array
+        Of the shape of one example, or one that broadcasts to it.
+    std : float or array, optional
+        The same; None to subtract the mean alone.
+
+    The two are state: saved with the model and restored from a checkpoint.
+    """
+
+    def __init__(self, mean: Any = 0.0, std: Any = None, name: str = "") -> None:
+        super().__init__(name)
+        self.statistics = {"mean": mean} if std is None else {"mean": mean, "std": std}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        for key, value in self.statistics.items():
+            shape = to_numpy(value).shape
+            ends = zip(reversed(shape), reversed(input_shape), strict=False)
+            if len(shape) > len(input_shape) or any(size not in (1, end) for size, end in ends):
+                where = self.path or "standardize"
+                raise ValueError(f"{where}: expected {key} to broadcast to the input's {input_shape}; received {shape}")
+        return input_shape
+
+    def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
+        return {key: Spec(input_shape, initializers.constant(value)) for key, value in self.statistics.items()}
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        centered = x - self.state["mean"]
+        return (centered / self.state["std"] if "std" in self.state else centered), None
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        return (dout / self.state["std"] if "std" in self.state else dout), {}
