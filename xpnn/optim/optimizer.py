@@ -1,86 +1,144 @@
-"""A rule applied to a whole model."""
+"""A rule, or several, applied to a whole model."""
 
-from collections.abc import Mapping, MutableMapping
+import math
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from xpnn import backend as backends
 from xpnn.backend import Array, Backend, is_array, namespace
 from xpnn.errors import SettingError
-from xpnn.optim.rules import RULES, Config, Rule
+from xpnn.optim import schedules
+from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
+from xpnn.optim.norms import clip_factor, scaled
+from xpnn.optim.rules import Config, Rule
+from xpnn.optim.schedules import Schedule
 from xpnn.parameters import Parameters
 
 BLOCK = 65_536  # numbers: a rule's temporaries then fit a CPU core's cache
 
 
-class Optimizer:
-    """Applies an update rule to a model's parameters.
+@dataclass
+class _Part:
+    """What one config is for: segments of the flat buffer, or, without any, one parameter by itself."""
 
-    Where the parameters share a flat buffer, xpnn's own rules, which treat every number by itself, run over all
-    of it in one pass. A plain dict of arrays, or a rule of the user's own, is taken one parameter at a time.
+    rule: Rule
+    names: list[str]
+    segments: list[slice]
+    pattern: str  # of its group; empty for the default
+    schedule: Schedule | None
+    base_rate: float | None
+
+    @property
+    def is_ours(self) -> bool:
+        return hasattr(self.rule, "defaults")
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return getattr(self.rule, "state", ())
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        return getattr(self.rule, "defaults", {})
+
+
+class Optimizer:
+    """Applies update rules to a model's parameters.
+
+    Where the parameters share a flat buffer, rules of xpnn's that treat every number by itself run over it in one
+    pass, or over the segments that a group's parameters form there. A plain dict of arrays, a rule that needs a
+    parameter's shape, or one of the user's own is taken one parameter at a time.
 
     Parameters
     ----------
     params : mapping of str to array
         Updated by `step`.
     rule : str or callable
-        A name from `RULES`, or a function ``rule(w, dw, config) -> (next_w, config)``.
+        A name from `RULES`, a function ``rule(w, dw, config) -> (next_w, config)``, or ``"frozen"``, which leaves
+        parameters as they are.
+    groups : sequence of ParamGroup
+        Parameters with settings of their own; a parameter belongs to the first group whose pattern matches its
+        name, and to none where no pattern does: then `rule` and `config` hold.
+    clip_norm : float, optional
+        Gradients whose norm, taken over all parameters that are not frozen, is larger are scaled down to it.
     **config
         Settings of the rule, such as ``learning_rate=1e-3``.
 
     Attributes
     ----------
     groups : dict of str to dict
-        The rule's config for each array it runs on: ``"flat"`` for a buffer, else by parameter name.
+        The rule's config for each array it runs on: ``"flat"`` for the buffer, or what the groups leave of it, a
+        group's pattern for its segments, else by parameter name. Frozen parameters have none.
+    rule, rule_name, state_names : callable, str, tuple of str
+        The rule of parameters that are in no group, its name, and the names of the arrays it keeps.
 
     Raises
     ------
     SettingError
-        For an unknown rule, or a setting that xpnn's rule does not have.
+        For an unknown rule, a setting that xpnn's rule does not have, a pattern that matches nothing, or a
+        parameter of too few dimensions for its rule.
     """
 
     FLAT = "flat"
 
-    def __init__(self, params: MutableMapping[str, Array], rule: str | Rule = "sgd", **config: Any) -> None:
-        if not callable(rule) and rule not in RULES:
-            raise SettingError(f"update rule: expected one of {', '.join(RULES)}, or a callable; received {rule!r}")
+    def __init__(
+        self,
+        params: MutableMapping[str, Array],
+        rule: str | Rule = "sgd",
+        *,
+        groups: Sequence[ParamGroup] = (),
+        clip_norm: float | None = None,
+        **config: Any,
+    ) -> None:
         self.params = params
-        self.rule: Rule = RULES[rule] if isinstance(rule, str) else rule
-        self.rule_name: str = getattr(self.rule, "__name__", type(self.rule).__name__)
-        self.state_names: tuple[str, ...] = getattr(self.rule, "state", ())
-        is_ours = hasattr(self.rule, "defaults")
-        self.defaults: dict[str, float] = getattr(self.rule, "defaults", {})
-        if is_ours:
-            for name in config:
-                if name not in self.defaults and name not in self.state_names:
-                    expected = ", ".join((*self.defaults, *self.state_names))
-                    raise SettingError(f"{self.rule_name}: expected settings among {expected}; received {name!r}")
-        self._shared = params if isinstance(params, Parameters) and is_ours else None
-        self.groups: dict[str, Config] = {name: self._first_config(w, config) for name, w in self._by_group(params)}
+        self.clip_norm = None if clip_norm is None else _positive("clip_norm", clip_norm)
+        self.groups: dict[str, Config] = {}
+        self._parts: dict[str, _Part] = {}
+        self._group_rules: dict[str, str] = {}
         self._backend: Backend | None = None
+        members, rest = divide(params, groups)
+        self._add(ParamGroup("").completed(rule, config), rest, is_default=True)
+        self.rule = find_rule(rule)
+        self.rule_name = rule_name(self.rule)
+        self.state_names: tuple[str, ...] = getattr(self.rule, "state", ())
+        shared = {key: value for key, value in config.items() if key not in self.state_names}
+        for group, names in zip(groups, members, strict=True):
+            self._add(group.completed(rule, shared), names)
 
-    def _first_config(self, w: Array, config: Config) -> Config:
-        """The config for an array before the first step: state is there from the start, and the optimizer's own."""
-        backend = backends.of(w)
-        given = {key: backend.asarray(config[key], copy=True) for key in self.state_names if key in config}
-        zeros = {key: namespace(w).zeros_like(w) for key in self.state_names}
-        settings = {key: self._number(key, value, config.get(key, value)) for key, value in self.defaults.items()}
-        return {**config, **settings, **zeros, **given}
+    def _add(self, group: ParamGroup, names: list[str], is_default: bool = False) -> None:
+        """Make the configs of a group's parameters."""
+        where = "" if is_default else f"group {group.pattern!r}: "
+        rule, config = find_rule(group.rule, where), group.config
+        settings = settings_of(rule, config, where)
+        if not is_default:
+            self._group_rules[group.pattern] = rule_name(rule)
+        if rule is frozen:
+            return
+        for name in names:
+            shape, least = tuple(self.params[name].shape), getattr(rule, "min_ndim", 0)
+            if len(shape) < least:
+                raise SettingError(
+                    f"{where}{rule_name(rule)}: expected parameters of at least {least} dimensions; received {name} "
+                    f"{shape}, which needs a group with another rule"
+                )
+        for key, own, segments, w in self._runs(self.FLAT if is_default else group.pattern, rule, names):
+            # State is there from the start, and the optimizer's own.
+            state: tuple[str, ...] = getattr(rule, "state", ())
+            given = {k: backends.of(w).asarray(config[k], copy=True) for k in state if k in config}
+            zeros = {k: namespace(w).zeros_like(w) for k in state}
+            self.groups[key] = {**config, **settings, **zeros, **given}
+            pattern, rate = "" if is_default else group.pattern, self.groups[key].get("learning_rate")
+            self._parts[key] = _Part(rule, own, segments, pattern, group.schedule, rate)
 
-    def _number(self, key: str, default: float, value: Any) -> float:
-        try:
-            return type(default)(value)
-        except (TypeError, ValueError):
-            raise SettingError(f"{self.rule_name}: expected a number for {key}; received {value!r}") from None
-
-    def _by_group(self, arrays: Mapping[str, Array]) -> list[tuple[str, Array]]:
-        """The arrays that the rule runs on: the whole buffer, or one parameter after the other."""
-        if self._shared is None:
-            return list(arrays.items())
-        if not isinstance(arrays, Parameters):  # gradients that a model made one by one
-            buffer = self._shared.like()
-            buffer.update(arrays)
-            arrays = buffer
-        return [(self.FLAT, arrays.flat)]
+    def _runs(self, key: str, rule: Rule, names: list[str]) -> list[tuple[str, list[str], list[slice], Array]]:
+        """What a rule runs on: key, names and segments as in `_Part`, and an array of the shape of its state."""
+        if not isinstance(self.params, Parameters) or not getattr(rule, "elementwise", False):
+            return [(name, [name], [], self.params[name]) for name in names]
+        if self.params and not names:
+            return []
+        segments = _segments(self.params, names)
+        size = sum(segment.stop - segment.start for segment in segments)
+        return [(key, names, segments, self.params.flat[:size])]
 
     def step(self, grads: Mapping[str, Array], where: Array | None = None) -> None:
         """Update the parameters in place.
@@ -92,68 +150,185 @@ class Optimizer:
         where : array () of bool, optional
             Where False parameters and state stay as they are, counters aside: a condition that nobody waits for.
         """
-        gradient = dict(self._by_group(grads))
-        for name, w in self._by_group(self.params):
-            backend = backends.of(w)
-            self._follow(backend)
-            # A rule of the user's own may write in place or keep state unseen, so for it the condition is waited for.
-            waits = not backend.asynchronous or not self.defaults
-            if where is not None and waits and not bool(where):
-                continue
-            if self._shared is not None and not backend.asynchronous:
-                self._step_in_blocks(w, gradient[name], self.groups[name])
-                continue
-            before = dict(self.groups[name])
-            next_w, after = self.rule(w, gradient[name], self.groups[name])
-            if where is not None:
-                xp = namespace(w)
-                next_w = xp.where(where, next_w, w)
-                after |= {key: xp.where(where, after[key], before[key]) for key in self.state_names}
-            self.groups[name] = after
-            if self._shared is None:
-                self.params[name] = next_w
+        if not self.groups:
+            return
+        backend = self._follow()
+        if where is not None and not backend.asynchronous:
+            if not bool(where):
+                return
+            where = None
+        if any(part.segments for part in self._parts.values()) and not isinstance(grads, Parameters):
+            assert isinstance(self.params, Parameters)
+            buffer = self.params.like()  # for gradients that a model made one by one
+            buffer.update(grads)
+            grads = buffer
+        factor = self._clip_factor(grads)
+        for key, part in self._parts.items():
+            if part.segments:
+                self._step_over_buffer(key, part, grads, factor, where, backend)
             else:
-                w[...] = next_w
+                self._step_alone(key, part, grads, factor, where)
 
-    def _step_in_blocks(self, w: Array, dw: Array, config: Config) -> None:
-        """Run the rule over a buffer, block by block: each stays in the CPU's cache until the rule is done with it."""
-        after = config
-        for start in range(0, w.shape[0], BLOCK):
-            block = slice(start, min(start + BLOCK, w.shape[0]))
-            before = {**config, **{key: config[key][block] for key in self.state_names}}
-            w[block], after = self.rule(w[block], dw[block], before)
-            for key in self.state_names:
-                config[key][block] = after[key]
-        config.update({key: value for key, value in after.items() if key not in self.state_names})
+    def _clip_factor(self, grads: Mapping[str, Array]) -> Array | None:
+        if self.clip_norm is None:
+            return None
+        arrays: list[Array] = []
+        for part in self._parts.values():
+            if isinstance(grads, Parameters) and part.segments:
+                arrays += [grads.flat[segment] for segment in part.segments]
+            else:
+                arrays += [grads[name] for name in part.names]
+        return clip_factor(arrays, self.clip_norm)
 
-    def _follow(self, backend: Backend) -> None:
+    def _step_alone(
+        self, key: str, part: _Part, grads: Mapping[str, Array], factor: Array | None, where: Array | None
+    ) -> None:
+        """Run a rule on one parameter."""
+        # A rule of the user's own may write in place or keep state unseen, so for it the condition is waited for.
+        if where is not None and not part.is_ours:
+            if not bool(where):
+                return
+            where = None
+        name = part.names[0]
+        w, dw, before = self.params[name], grads[name], dict(self.groups[key])
+        dw = dw if factor is None else scaled(dw, factor)
+        next_w, after = part.rule(w, dw, self.groups[key])
+        if where is not None:
+            xp = namespace(w)
+            next_w = xp.where(where, next_w, w)
+            after |= {k: xp.where(where, after[k], before[k]) for k in part.state}
+        self.groups[key], self.params[name] = after, next_w
+
+    def _step_over_buffer(
+        self, key: str, part: _Part, grads: Any, factor: Array | None, where: Array | None, backend: Backend
+    ) -> None:
+        """Run a rule over segments of the buffer, on a CPU block by block: each stays in the cache until it is done."""
+        w, dw, config = self.params.flat, grads.flat, self.groups[key]  # type: ignore[attr-defined]
+        whole = backend.asynchronous and len(part.segments) == 1  # its new state need not be copied
+        after, start = config, 0  # where the block begins in the state
+        for segment in part.segments:
+            length = max(segment.stop - segment.start, 1) if backend.asynchronous else BLOCK
+            for first in range(segment.start, segment.stop, length):
+                block = slice(first, min(first + length, segment.stop))
+                own = slice(start, start + block.stop - block.start)
+                old_w, old = w[block], {k: config[k][own] for k in part.state}
+                g = dw[block] if factor is None else scaled(dw[block], factor)
+                next_w, after = part.rule(old_w, g, {**config, **old})
+                if where is not None:
+                    xp = namespace(w)
+                    next_w = xp.where(where, next_w, old_w)
+                    after |= {k: xp.where(where, after[k], old[k]) for k in part.state}
+                w[block] = next_w
+                for k in part.state:
+                    if whole:
+                        config[k] = after[k]
+                    else:
+                        config[k][own] = after[k]
+                start = own.stop
+        config.update({k: value for k, value in after.items() if k not in part.state})
+
+    def _follow(self) -> Backend:
         """Move the state to where the parameters have gone."""
+        params = self.params
+        backend = backends.of(params.flat if isinstance(params, Parameters) else next(iter(params.values())))
         if backend is not self._backend:
             for config in self.groups.values():
                 config.update({key: backend.asarray(value) for key, value in config.items() if is_array(value)})
             self._backend = backend
+        return backend
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The settings, with their defaults, that the rules of all groups have."""
+        first, *others = [part.defaults for part in self._parts.values()] or [{}]
+        return {name: value for name, value in first.items() if all(name in other for other in others)}
+
+    def defaults_of(self, name: str) -> dict[str, float]:
+        """Return the settings, with their defaults, of the rule that `groups` has a config for under that name."""
+        return dict(self._parts[name].defaults)
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate of all groups; None for a rule that has none. May be set."""
+        """The rate of the first group that has one; None where none has.
+
+        May be set: the rates of the others are then set too, in proportion to what they were at first.
+        """
         return next((c["learning_rate"] for c in self.groups.values() if "learning_rate" in c), None)
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        for config in self.groups.values():
-            config["learning_rate"] = rate
+        first = next((part.base_rate for part in self._parts.values() if part.base_rate is not None), None)
+        for name, part in self._parts.items():
+            own = first if part.base_rate is None else part.base_rate
+            self.groups[name]["learning_rate"] = rate * (own / first) if own and first and own != first else rate
 
-    def settings(self) -> dict[str, float]:
-        """Return what was set of xpnn's rule besides the learning rate: its momentum, its epsilon, ..."""
-        config: Config = next(iter(self.groups.values()), {})
-        fixed = self.defaults.keys() - {"learning_rate", "t"}
-        return {name: config[name] for name in sorted(fixed)}
+    def set_progress(self, progress: float, schedule: str | Schedule = "constant", factor: float = 1.0) -> None:
+        """Set every rate for a point of the training: ``its first value * factor * schedule(progress)``.
+
+        Parameters
+        ----------
+        progress : float
+            From 0 to 1.
+        schedule : str or callable
+            For groups that have none of their own.
+        factor : float
+            For all groups, such as a decay after each epoch.
+        """
+        common = schedules.get(schedule)
+        for name, part in self._parts.items():
+            if part.base_rate is not None:
+                rate = part.base_rate * factor * (part.schedule or common)(progress)
+                self.groups[name]["learning_rate"] = rate
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was set besides learning rates and schedules: momentum, epsilon, ...
+
+        Settings of the default rule stand under their names, those of a group under ``"pattern.name"``, with its
+        rule's name under ``"pattern.rule"``. Two optimizers that agree in them and in `rule_name` go on alike.
+        """
+        out: dict[str, Any] = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
+        out |= {f"{pattern}.rule": rule for pattern, rule in self._group_rules.items()}
+        for name, part in self._parts.items():
+            prefix = f"{part.pattern}." if part.pattern else ""
+            fixed = part.defaults.keys() - {"learning_rate", "t"}
+            out |= {f"{prefix}{key}": self.groups[name][key] for key in sorted(fixed)}
+        return out
 
     def configs(self) -> dict[str, Config]:
-        """Return the rule's config for each parameter; its arrays are views into the state."""
-        if self._shared is None:
-            return {name: dict(config) for name, config in self.groups.items()}
-        self._follow(backends.of(self._shared.flat))
-        config = self.groups[self.FLAT]
-        views = {key: self._shared.views(config[key]) for key in self.state_names}
-        return {name: {**config, **{key: view[name] for key, view in views.items()}} for name in self._shared}
+        """Return the rule's config for each parameter that is not frozen; its arrays are views into the state."""
+        if not self.groups:
+            return {}
+        backend, out = self._follow(), {}
+        for key, part in self._parts.items():
+            config, start = self.groups[key], 0
+            if not part.segments:
+                out[key] = dict(config)
+                continue
+            for name in part.names:
+                shape = self.params[name].shape
+                stop = start + math.prod(shape)
+                views = {k: backend.namespace.reshape(config[k][start:stop], shape) for k in part.state}
+                out[name], start = {**config, **views}, stop
+        return {name: out[name] for name in self.params if name in out}
+
+
+def _positive(name: str, value: Any) -> float:
+    try:
+        if float(value) > 0:
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise SettingError(f"Optimizer: expected {name} to be a number above 0; received {value!r}")
+
+
+def _segments(params: Parameters, names: list[str]) -> list[slice]:
+    """The stretches of the buffer that parameters form, adjacent ones as one; names in the buffer's order."""
+    wanted, segments, start = set(names), [slice(0, 0)], 0
+    for name, shape in params.shapes.items():
+        stop = start + math.prod(shape)
+        if name in wanted and segments[-1].stop == start:
+            segments[-1] = slice(segments[-1].start, stop)
+        elif name in wanted:
+            segments.append(slice(start, stop))
+        start = stop
+    return [segment for segment in segments if segment.stop > segment.start] or segments[:1]

@@ -1,0 +1,125 @@
+"""Which parameters go by which rule."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from xpnn.backend import Array
+from xpnn.errors import SettingError
+from xpnn.optim import schedules
+from xpnn.optim.rules import RULES, Config, Rule
+from xpnn.optim.schedules import Schedule
+
+
+class ParamGroup:
+    """Parameters with a rule, a rate and a schedule of their own.
+
+    Parameters
+    ----------
+    pattern : str
+        Of their names, with ``*``, ``?`` and ``[...]`` as in file names: ``"*.b"``, ``"block?.conv*.W"``.
+    rule : str or callable, optional
+        As for `Optimizer`, or ``"frozen"``, which leaves them as they are; the optimizer's own by default.
+    schedule : str or callable, optional
+        In place of the schedule that `Optimizer.set_progress` is given.
+    **config
+        Settings of the rule. Under the optimizer's own rule its settings hold for what is not given here;
+        under another rule that rule's defaults do.
+    """
+
+    def __init__(
+        self, pattern: str, rule: str | Rule | None = None, schedule: str | Schedule | None = None, **config: Any
+    ) -> None:
+        if not isinstance(pattern, str):
+            raise SettingError(f"ParamGroup: expected a pattern of parameters' names; received {pattern!r}")
+        self.pattern, self.rule, self.config = pattern, rule, dict(config)
+        try:
+            self.schedule = None if schedule is None else schedules.get(schedule)
+        except SettingError as error:
+            raise SettingError(f"group {pattern!r}: {error}") from None
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {key}={value!r}" for key, value in self.config.items())
+        return f"ParamGroup({self.pattern!r}, rule={self.rule!r}{settings})"
+
+    def completed(self, rule: str | Rule, config: Config) -> "ParamGroup":
+        """Return the group with a rule and settings where it has none."""
+        where = f"group {self.pattern!r}: "
+        if self.rule is not None and find_rule(self.rule, where) is not find_rule(rule):
+            return self
+        out = ParamGroup(self.pattern, rule, self.schedule)
+        out.config = {**config, **self.config}
+        return out
+
+
+def divide(names: Iterable[str], groups: Sequence[ParamGroup]) -> tuple[list[list[str]], list[str]]:
+    """Return the names that go to each group, the first whose pattern matches, and those that are left.
+
+    Raises
+    ------
+    SettingError
+        For a group that gets none.
+    """
+    left, names = list(names), list(names)
+    members = []
+    for group in groups:
+        taken = [name for name in left if fnmatchcase(name, group.pattern)]
+        if not taken:
+            others = " and that no group before takes" if any(fnmatchcase(n, group.pattern) for n in names) else ""
+            known = ", ".join(names) or "there are none"
+            raise SettingError(
+                f"group {group.pattern!r}: expected a pattern that matches parameters{others}; "
+                f"received one that matches none of {known}"
+            )
+        members.append(taken)
+        left = [name for name in left if name not in set(taken)]
+    return members, left
+
+
+def frozen(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
+    """Leave w as it is: the rule that stands for no rule."""
+    return w, config
+
+
+def find_rule(rule: str | Rule | None, where: str = "") -> Rule:
+    """Return a rule by name; a callable is returned as it is. An error begins with `where`."""
+    if rule == frozen.__name__:
+        return frozen
+    if isinstance(rule, str) and rule in RULES:
+        return RULES[rule]
+    if rule is None or not callable(rule):
+        known = ", ".join((*RULES, frozen.__name__))
+        raise SettingError(f"{where}update rule: expected one of {known}, or a callable; received {rule!r}")
+    return rule
+
+
+def rule_name(rule: Rule) -> str:
+    """Return what a rule is called; a callable object goes by its class."""
+    return getattr(rule, "__name__", type(rule).__name__)
+
+
+def settings_of(rule: Rule, config: Config, where: str) -> dict[str, float]:
+    """Return the numbers that xpnn's rule takes, at their defaults where `config` does not give them; none for others.
+
+    Raises
+    ------
+    SettingError
+        For a setting that the rule does not have, or that is no number; the message begins with `where`.
+    """
+    if rule is frozen and config:
+        raise SettingError(f"{where}frozen: expected no settings; received {', '.join(map(repr, config))}")
+    if not hasattr(rule, "defaults"):
+        return {}
+    defaults, state = rule.defaults, getattr(rule, "state", ())
+    for name in config:
+        if name not in defaults and name not in state:
+            expected = ", ".join((*defaults, *state))
+            raise SettingError(f"{where}{rule_name(rule)}: expected settings among {expected}; received {name!r}")
+    settings = {}
+    for name, default in defaults.items():
+        try:
+            settings[name] = type(default)(config.get(name, default))
+        except (TypeError, ValueError):
+            message = f"expected a number for {name}; received {config[name]!r}"
+            raise SettingError(f"{where}{rule_name(rule)}: {message}") from None
+    return settings

@@ -1,0 +1,42 @@
+"""Euclidean norms that stay on the device."""
+
+from collections.abc import Iterable
+
+from xpnn.backend import Array, dtype_name, namespace
+
+
+def widened(x: Array) -> Array:
+    """Return x, or for half precision a copy in single, in which squares neither overflow nor vanish."""
+    xp = namespace(x)
+    return xp.astype(x, xp.float32) if dtype_name(x.dtype) in ("float16", "bfloat16") else x
+
+
+def scaled(x: Array, factor: Array) -> Array:
+    """Return x times an array (), in x's dtype though the factor may have a wider one."""
+    out = widened(x) * factor
+    return out if out.dtype == x.dtype else namespace(out).astype(out, x.dtype)
+
+
+def norm(x: Array) -> Array:
+    """Return ``sqrt(sum x²)`` over all of x, an array () of at least single precision."""
+    return global_norm([x])
+
+
+def global_norm(arrays: Iterable[Array]) -> Array:
+    """Return ``sqrt(sum x²)`` over all numbers of at least one array, an array () of at least single precision."""
+    squares = [namespace(x).sum(x * x) for x in map(widened, arrays)]
+    total = squares[0]
+    for square in squares[1:]:
+        total = total + square
+    return namespace(total).sqrt(total)
+
+
+def clip_factor(arrays: Iterable[Array], max_norm: float) -> Array:
+    """Return what scales gradients down to a global norm: ``min(1, max_norm / (norm + 1e-6))``, an array ().
+
+    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013;
+    the small number is that of torch.nn.utils.clip_grad_norm_.
+    """
+    size = global_norm(arrays)
+    xp = namespace(size)
+    return xp.minimum(max_norm / (size + 1e-6), xp.ones_like(size))
