@@ -21,7 +21,7 @@ from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
 
 # Streams of one seed, so that no two uses share numbers. Dropout layers count on from the last.
-WEIGHTS, BATCHES, EVALUATION, DROPOUT = 0, 1, 2, 16
+WEIGHTS, BATCHES, EVALUATION, AUGMENTATION, FLIPS, DROPOUT = 0, 1, 2, 3, 4, 16
 
 
 def philox(seed: int, stream: int, counter: int, n: int) -> Array:

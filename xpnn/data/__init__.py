@@ -1,7 +1,19 @@
-"""Data sets: real digits that ship with xpnn, and CIFAR-10."""
+"""Data sets, real digits that ship with xpnn and CIFAR-10; augmentation for training and for tests."""
 
 from collections.abc import Callable
 
+from xpnn.data.augmentation import (
+    AlternatingFlip,
+    Batch,
+    ColorJitter,
+    Compose,
+    Cutout,
+    Mixup,
+    Normalize,
+    RandomCrop,
+    RandomFlip,
+    Transform,
+)
 from xpnn.data.cifar10 import (
     Root,
     download_cifar10,
@@ -12,11 +24,22 @@ from xpnn.data.cifar10 import (
 )
 from xpnn.data.dataset import Dataset
 from xpnn.data.digits import load_digits
+from xpnn.data.tta import tta_scores
 from xpnn.errors import DataError
 
 __all__ = [
     "DATASETS",
+    "AlternatingFlip",
+    "Batch",
+    "ColorJitter",
+    "Compose",
+    "Cutout",
     "Dataset",
+    "Mixup",
+    "Normalize",
+    "RandomCrop",
+    "RandomFlip",
+    "Transform",
     "download_cifar10",
     "find_cifar10",
     "get_CIFAR10_data",
@@ -24,6 +47,7 @@ __all__ = [
     "load_CIFAR10",
     "load_cifar10",
     "load_digits",
+    "tta_scores",
 ]
 
 DATASETS: dict[str, Callable[[Root], Dataset]] = {

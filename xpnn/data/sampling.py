@@ -6,12 +6,16 @@ from xpnn.backend import Array, Backend
 from xpnn.errors import SettingError
 from xpnn.random import Generator
 
-SAMPLINGS = ("replacement", "shuffle")
+SAMPLINGS = ("replacement", "shuffle", "sequential")
 
 
-def batches_per_epoch(num_examples: int, batch_size: int) -> int:
-    """``max(N // batch_size, 1)``: what does not fill a batch is left for another epoch's order."""
-    return max(num_examples // batch_size, 1)
+def batches_per_epoch(num_examples: int, batch_size: int, drop_last: bool = True) -> int:
+    """Return how many batches an epoch has: at least one.
+
+    With `drop_last` it is ``N // batch_size``: what does not fill a batch is left for another epoch's order. Without,
+    a last batch may be smaller.
+    """
+    return max(num_examples // batch_size if drop_last else -(-num_examples // batch_size), 1)
 
 
 def slices(num_examples: int, batch_size: int) -> Iterator[slice]:
@@ -20,31 +24,38 @@ def slices(num_examples: int, batch_size: int) -> Iterator[slice]:
         yield slice(start, min(start + batch_size, num_examples))
 
 
-def epoch_order(num_examples: int, batch_size: int, sampling: str, rng: Generator, backend: Backend) -> Array:
-    """Return the indices of an epoch's examples, a row a batch.
+def epoch_order(
+    num_examples: int, batch_size: int, sampling: str, rng: Generator, backend: Backend, drop_last: bool = True
+) -> Array:
+    """Return the indices of an epoch's examples, one batch after the other.
 
     Parameters
     ----------
     sampling : str
-        ``"replacement"`` draws each index by itself, as the course does; ``"shuffle"`` takes each example at most once.
+        ``"replacement"`` draws each index by itself, as the course does; ``"shuffle"`` takes each example at most once,
+        in random order; ``"sequential"`` takes them in order.
     rng : Generator
     backend : Backend
         Where the indices are to live.
+    drop_last : bool
+        Whether to leave out what does not fill a batch, unless there is no other.
 
     Returns
     -------
-    order : int64 array (batches_per_epoch, batch_size); a smaller batch where "shuffle" has too few examples
+    order : int64 array (n,)
+        Cut by ``slices(n, batch_size)`` into batches, all full but perhaps the last.
 
     Raises
     ------
     SettingError
         For an unknown sampling.
     """
-    count = batches_per_epoch(num_examples, batch_size)
+    count = batches_per_epoch(num_examples, batch_size) * batch_size if drop_last else num_examples
     if sampling == "replacement":
-        return rng.integers(0, num_examples, (count, batch_size), backend)
-    if sampling != "shuffle":
-        raise SettingError(f"sampling: expected one of {', '.join(SAMPLINGS)}; received {sampling!r}")
-    size = min(batch_size, num_examples)
-    order = rng.permutation(num_examples, backend)
-    return backend.namespace.reshape(order[: count * size], (count, size))
+        return rng.integers(0, num_examples, count, backend)
+    count = min(count, num_examples)
+    if sampling == "shuffle":
+        return rng.permutation(num_examples, backend)[:count]
+    if sampling == "sequential":
+        return backend.namespace.arange(count, dtype=backend.namespace.int64, device=backend.device)
+    raise SettingError(f"sampling: expected one of {', '.join(SAMPLINGS)}; received {sampling!r}")

@@ -11,7 +11,7 @@ from xpnn.training.typed import check_fields
 class Progress:
     """All of a Solver that is to be the same when training goes on, but for its arrays.
 
-    `task` says what must agree for that: the data's size, the batch's, the sampling, the update rule. The states
+    `task` says what must agree for that: the data's size, the batch's, the augmentation, the update rule. The states
     are those of random generators, (seed, stream, counter); `order_state` is from before this epoch's order was drawn.
     """
 
@@ -24,6 +24,7 @@ class Progress:
     best_val_acc: float
     best_epoch: int
     order_state: tuple[int, ...]
+    augmentation_state: tuple[int, ...]
     evaluation_state: tuple[int, ...]
     model_rng: dict[str, tuple[int, ...]]
     optimizer: dict[str, dict[str, Any]]
@@ -57,7 +58,7 @@ class Progress:
             and progress.epoch == progress.iteration // iterations_per_epoch
             and checks - 1 <= len(progress.train_acc_history) == len(progress.val_acc_history) <= checks
             and 0 <= progress.best_val_acc <= 1
-            and len(progress.order_state) == len(progress.evaluation_state) == 3
+            and len(progress.order_state) == len(progress.augmentation_state) == len(progress.evaluation_state) == 3
         )
         if not whole:
             raise CheckpointError("expected the progress of a run; its numbers are at odds with each other")

@@ -3,16 +3,17 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
 from xpnn import backend as backends
 from xpnn.backend import Array, Backend
+from xpnn.data.augmentation import Compose
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.models import Model
-from xpnn.optim import Optimizer
+from xpnn.optim import EMA, Lookahead, Optimizer
 from xpnn.random import Generator
 from xpnn.training import checkpoint
+from xpnn.training.accumulation import GradientMean
 from xpnn.training.progress import Progress
 from xpnn.training.typed import fits
 
@@ -22,10 +23,15 @@ class Resumable(ABC):
 
     model: Any
     backend: Backend
+    dtype: str
     optimizer: Optimizer
+    average: EMA | Lookahead | None
     X_train: Array
     batch_size: int
     sampling: str
+    drop_last: bool
+    augment: Compose
+    accumulate: int
     num_epochs: int
     total_epochs: int
     iterations_per_epoch: int
@@ -36,7 +42,9 @@ class Resumable(ABC):
     _unread: list[Array]
     _order: Array | None
     _order_state: tuple[int, ...]
+    _accumulated: GradientMean | None
     _batches: Generator
+    _augmentation: Generator
     _evaluation: Generator
 
     @property
@@ -55,6 +63,8 @@ class Resumable(ABC):
         """
         groups = self.optimizer.groups
         arrays = {
+            **checkpoint.prefixed("accumulated", self._accumulated_arrays()),
+            **checkpoint.prefixed("averaging", {} if self.average is None else self.average.state_dict()),
             **checkpoint.prefixed("model", self._model_arrays()),
             **checkpoint.prefixed("best", self.best_arrays()),
             **checkpoint.prefixed("optimizer", self._optimizer_arrays()),
@@ -62,6 +72,7 @@ class Resumable(ABC):
         progress = Progress(
             loss_history=self.loss_history,
             order_state=self._order_state if self.iteration % self.iterations_per_epoch else self._batches.state,
+            augmentation_state=self._augmentation.state,
             evaluation_state=self._evaluation.state,
             model_rng=self.model.rng_state if isinstance(self.model, Model) else {},
             optimizer={g: {k: v for k, v in c.items() if not backends.is_array(v)} for g, c in groups.items()},
@@ -78,7 +89,11 @@ class Resumable(ABC):
             "num_train": self.X_train.shape[0],
             "batch_size": self.batch_size,
             "sampling": self.sampling,
-            "dtype": backends.dtype_name(next(iter(self.model.params.values())).dtype),
+            "drop_last": self.drop_last,
+            "augment": repr(self.augment),
+            "accumulate": self.accumulate,
+            "average": _describe(self.average),
+            "dtype": self.dtype,
             "update_rule": self.optimizer.rule_name,
             **self.optimizer.settings(),
         }
@@ -110,20 +125,24 @@ class Resumable(ABC):
                 for name, own in self.model.params.items():
                     if name not in weights or weights[name].shape != tuple(own.shape):
                         raise CheckpointError(f"expected {name} of shape {tuple(own.shape)}")
-            for state in (progress.order_state, progress.evaluation_state, *progress.model_rng.values()):
+            states = progress.order_state, progress.augmentation_state, progress.evaluation_state
+            for state in (*states, *progress.model_rng.values()):
                 Generator(*state)
-            saved = checkpoint.section("optimizer", arrays)
-            for name, array in self._optimizer_arrays().items():
-                if name not in saved or tuple(saved[name].shape) != tuple(array.shape):
-                    raise CheckpointError(f"expected the optimizer's {name} of shape {tuple(array.shape)}")
+            saved, accumulated = checkpoint.section("optimizer", arrays), checkpoint.section("accumulated", arrays)
+            _check_shapes("the optimizer's", self._optimizer_arrays(), saved)
+            _check_shapes("the accumulated gradient of", self._accumulated_arrays(), accumulated)
             if progress.optimizer.keys() != self.optimizer.groups.keys():
                 raise CheckpointError("expected the optimizer's settings for the same arrays; received others")
-            for key, config in product(self.optimizer.defaults, progress.optimizer.values()):
-                if not fits(config.get(key), float):
-                    raise CheckpointError(f"expected a number for the optimizer's {key}; received {config.get(key)!r}")
+            for group, config in progress.optimizer.items():
+                for key in self.optimizer.defaults_of(group):
+                    if not fits(config.get(key), float):
+                        received = repr(config.get(key))
+                        raise CheckpointError(f"expected a number for the optimizer's {key}; received {received}")
             missing = self._model_arrays().keys() - checkpoint.section("best", arrays).keys()
             if missing and progress.val_acc_history:
                 raise CheckpointError(f"expected the best {', '.join(sorted(missing))}, which it does not have")
+            if self.average is not None:  # the last that may be refused, and the first that changes anything
+                self.average.load_state_dict(checkpoint.section("averaging", arrays))
         except (CheckpointError, SettingError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
         self._load_model(weights)
@@ -131,7 +150,9 @@ class Resumable(ABC):
             setattr(self, name, getattr(progress, name))
         self.total_epochs = self.num_epochs
         self._losses, self._unread, self._order = progress.loss_history, [], None
-        self._batches.state, self._evaluation.state = progress.order_state, progress.evaluation_state
+        self._batches.state, self._augmentation.state, self._evaluation.state = states
+        if self._accumulated is not None:
+            self._accumulated.load({name: self.backend.asarray(a) for name, a in accumulated.items()})
         if isinstance(self.model, Model):
             self.model.rng_state = progress.model_rng
         for group, config in self.optimizer.groups.items():
@@ -145,8 +166,26 @@ class Resumable(ABC):
         groups = self.optimizer.groups.items()
         return {f"{group}/{key}": v for group, config in groups for key, v in config.items() if backends.is_array(v)}
 
+    def _accumulated_arrays(self) -> dict[str, Array]:
+        return {} if self._accumulated is None else dict(self._accumulated.sum)
+
     def _load_model(self, arrays: Mapping[str, Array]) -> None:
         if isinstance(self.model, Model):
             self.model.load_state_dict(arrays)
         else:
             self.model.params.update((name, self.backend.asarray(array)) for name, array in arrays.items())
+
+
+def _check_shapes(whose: str, own: Mapping[str, Array], saved: Mapping[str, Array]) -> None:
+    for name, array in own.items():
+        if name not in saved or tuple(saved[name].shape) != tuple(array.shape):
+            raise CheckpointError(f"expected {whose} {name} of shape {tuple(array.shape)}")
+
+
+def _describe(average: EMA | Lookahead | None) -> str:
+    """Say what decides how an average moves."""
+    if average is None:
+        return "none"
+    decay = getattr(average.decay, "__qualname__", average.decay)
+    every = f", every={average.every}" if isinstance(average, Lookahead) else ""
+    return f"{type(average).__name__}(decay={decay}{every})"

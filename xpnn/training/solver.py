@@ -11,13 +11,17 @@ from typing import Any
 from xpnn import backend as backends
 from xpnn.backend import Array
 from xpnn.data import Dataset
+from xpnn.data.augmentation import Batch, Transform, as_compose
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order, slices
 from xpnn.data.splits import take_split
+from xpnn.data.tta import check_level, tta_scores
 from xpnn.errors import SettingError
 from xpnn.models import Model
-from xpnn.optim import Optimizer, schedules
+from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
 from xpnn.parameters import Parameters
-from xpnn.random import BATCHES, EVALUATION, as_generator
+from xpnn.random import AUGMENTATION, BATCHES, EVALUATION, as_generator
+from xpnn.training import checkpoint
+from xpnn.training.accumulation import GradientMean
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.resumable import Resumable
 
@@ -34,7 +38,7 @@ class Callback:
         """Before the first iteration."""
 
     def on_iteration(self, solver: "Solver") -> None:
-        """After each update. Reading a loss here makes the loop wait for the device."""
+        """After each batch. Reading a loss here makes the loop wait for the device."""
 
     def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
         """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds.
@@ -58,20 +62,39 @@ class Solver(Resumable):
         A name from `xpnn.optim.RULES` or a function ``rule(w, dw, config)``.
     optim_config : dict
         The rule's settings, such as ``{"learning_rate": 1e-3}``.
+    param_groups : sequence of ParamGroup
+        Parameters with a rule, a rate or a schedule of their own.
+    clip_norm : float, optional
+        Gradients whose norm is larger are scaled down to it.
+    average : EMA or Lookahead, optional
+        Of the model's parameters, updated after each step. Its weights are those whose accuracy is measured and of
+        which the best are kept.
+    accumulate : int
+        How many batches make a step. It goes along the mean of their gradients, which is the gradient of one large
+        batch where the loss is a mean over examples, and a fraction of it where the loss is a sum. The last step of
+        an epoch takes the batches that are left.
     lr_decay : float
         The learning rate is multiplied by it after every epoch.
     schedule : str or callable
         A further factor of the learning rate: a function of progress from 0 to 1, or its name.
     batch_size, num_epochs : int
     sampling : str
-        ``"replacement"``, the course's, or ``"shuffle"``: every example at most once an epoch.
+        ``"replacement"``, the course's; ``"shuffle"``: every example at most once an epoch; or ``"sequential"``, in
+        order.
+    drop_last : bool
+        Whether an epoch leaves out what does not fill a batch; else its last batch may be smaller.
+    augment : transform or sequence of them, optional
+        What `xpnn.data.augmentation` has, or functions ``transform(x, batch) -> x``: done to each training batch on
+        the device, as it is stored. Accuracies are measured on images as they are, but for a `Normalize` among them.
+    tta : str
+        Test-time augmentation for the validation accuracy: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
     num_train_samples, num_val_samples : int or None
         How many examples, drawn at random, an accuracy check looks at; None for all.
     checkpoint_name : str, optional
         After each epoch a checkpoint ``{checkpoint_name}_epoch_{epoch}.safetensors`` is written.
     callbacks : sequence of Callback
     seed : int, optional
-        For the batches and the samples of accuracy checks.
+        For the batches, their augmentation and the samples of accuracy checks.
     print_every : int
         A line with the loss after so many iterations.
     verbose : bool
@@ -111,11 +134,18 @@ class Solver(Resumable):
         *,
         update_rule: str | Callable[..., Any] = "sgd",
         optim_config: Mapping[str, Any] | None = None,
+        param_groups: Sequence[ParamGroup] = (),
+        clip_norm: float | None = None,
+        average: EMA | Lookahead | None = None,
+        accumulate: int = 1,
         lr_decay: float = 1.0,
         schedule: str | schedules.Schedule = "constant",
         batch_size: int = 100,
         num_epochs: int = 10,
         sampling: str = "replacement",
+        drop_last: bool = True,
+        augment: Transform | Sequence[Callable[[Array, Batch], Array]] | None = None,
+        tta: str = "none",
         num_train_samples: int | None = 1000,
         num_val_samples: int | None = None,
         checkpoint_name: str | None = None,
@@ -136,9 +166,11 @@ class Solver(Resumable):
         data = data.arrays() if isinstance(data, Dataset) else data
         self.model = model
         self.backend = model.backend if isinstance(model, Model) else _backend_of(model)
-        classes = model.output_shape[0] if isinstance(model, Model) else None
-        self.X_train, self.y_train = take_split(data, "train", self.backend, classes)
-        self.X_val, self.y_val = take_split(data, "val", self.backend, classes)
+        first = model.params.flat if isinstance(model, Model) else next(iter(model.params.values()))
+        self.dtype = backends.dtype_name(first.dtype)
+        self.num_classes = model.output_shape[0] if isinstance(model, Model) else None
+        self.X_train, self.y_train = take_split(data, "train", self.backend, self.num_classes)
+        self.X_val, self.y_val = take_split(data, "val", self.backend, self.num_classes)
         if self.X_val.shape[1:] != self.X_train.shape[1:]:
             shapes = f"{tuple(self.X_train.shape[1:])} and {tuple(self.X_val.shape[1:])}"
             raise SettingError(f"Solver: expected training and validation examples of one shape; received {shapes}")
@@ -146,20 +178,33 @@ class Solver(Resumable):
         self.num_train_samples = None if num_train_samples is None else _whole("num_train_samples", num_train_samples)
         self.num_val_samples = None if num_val_samples is None else _whole("num_val_samples", num_val_samples)
         self.lr_decay, self.schedule, self.sampling = float(lr_decay), schedules.get(schedule), sampling
+        self.drop_last, self.accumulate = bool(drop_last), _whole("accumulate", accumulate)
+        self.augment, self.tta = as_compose(augment), check_level("Solver", tta)
+        if tta != "none" and self.X_val.ndim != 4:
+            shape = tuple(self.X_val.shape)
+            raise SettingError(f"Solver: expected images X_val (N, C, H, W) for tta {tta!r}; received shape {shape}")
         self.checkpoint_name, self.callbacks = checkpoint_name, list(callbacks)
         self.print_every, self.verbose = _whole("print_every", print_every), verbose
 
-        self.optimizer = Optimizer(model.params, update_rule, **(optim_config or {}))
-        self._base_rate = self.optimizer.learning_rate
+        config = optim_config or {}
+        self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
+        self._first_rate, self._rate_factor = self.optimizer.learning_rate, 1.0
+        if average is not None and (not isinstance(average, EMA | Lookahead) or average.params is not model.params):
+            raise SettingError(
+                f"Solver: expected average to be an EMA or Lookahead of model.params; received {average!r}"
+            )
+        self.average = average
+        self._accumulated = GradientMean(model.params) if self.accumulate > 1 else None
         self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
         generator = as_generator(seed)
-        self._batches, self._evaluation = generator.spawn(BATCHES), generator.spawn(EVALUATION)
-        self.iterations_per_epoch = batches_per_epoch(self.X_train.shape[0], self.batch_size)
+        self._batches, self._augmentation = generator.spawn(BATCHES), generator.spawn(AUGMENTATION)
+        self._evaluation = generator.spawn(EVALUATION)
+        self.iterations_per_epoch = batches_per_epoch(self.X_train.shape[0], self.batch_size, self.drop_last)
         self.total_epochs = self.num_epochs
 
         self.epoch = self.iteration = 0
         self.seconds = self.images_per_second = 0.0
-        self._steps, self._step_seconds = 0, 0.0  # of this epoch, without its accuracy check
+        self._images, self._step_seconds = 0, 0.0  # of this epoch, without its accuracy check
         self.stop_reason = ""
         self.diverged = False
         self.is_whole = True
@@ -185,12 +230,17 @@ class Solver(Resumable):
 
     @property
     def learning_rate(self) -> float | None:
-        """The base rate, before decay and schedule; may be set, by a callback for example."""
-        return self._base_rate
+        """The base rate, before decay and schedule; of the first group, where there are several.
+
+        May be set, by a callback for example; the rates of other groups change in proportion.
+        """
+        return None if self._first_rate is None else self._first_rate * self._rate_factor
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        self._base_rate = float(rate)
+        if not self._first_rate:
+            raise SettingError(f"Solver: expected a learning_rate other than {self._first_rate} to begin with")
+        self._rate_factor = float(rate) / self._first_rate
         self._set_learning_rate()
 
     @property
@@ -237,6 +287,8 @@ class Solver(Resumable):
             setattr(self, name, self.backend.asarray(getattr(self, name)))
         self._gradients = {"grads": self.model.params.like()}
         self._order = None if self._order is None else self.backend.asarray(self._order)
+        if self._accumulated is not None:
+            self._accumulated.move(self.backend)
 
     def _iterate(self) -> None:
         """One step, and what is due after it."""
@@ -251,30 +303,54 @@ class Solver(Resumable):
             callback.on_iteration(self)
         if epoch_ends:
             self._read_losses()
-        self._steps, self._step_seconds = self._steps + 1, self._step_seconds + time.perf_counter() - started
+        self._step_seconds += time.perf_counter() - started
         if epoch_ends:
-            self.images_per_second = self._steps * self.batch_size / self._step_seconds
-            self._steps, self._step_seconds = 0, 0.0
+            self.images_per_second = self._images / self._step_seconds
+            self._images, self._step_seconds = 0, 0.0
         self._check_if_due(rate)
 
     def _step(self) -> None:
-        """One batch: gather, loss and gradients, update."""
+        """One batch: loss and gradients, and an update where it is the last of a step."""
         self._follow_model()
-        xp = self.backend.namespace
         row = self.iteration % self.iterations_per_epoch
         if row == 0 or self._order is None:
             self._order_state = self._batches.state
             size = self.X_train.shape[0], self.batch_size
-            self._order = epoch_order(*size, self.sampling, self._batches, self.backend)
-        indices = self._order[row, ...]
-        X, y = xp.take(self.X_train, indices, axis=0), xp.take(self.y_train, indices, axis=0)
-        loss, grads = self.model.loss(X, y, **self._gradients)
+            self._order = epoch_order(*size, self.sampling, self._batches, self.backend, self.drop_last)
+        X, batch = self._gather(row)
+        X = self.augment(X, batch)
+        loss, grads = self.model.loss(X, batch.y, **self._gradients)
         self._unread.append(loss)
         if not self.backend.asynchronous or not backends.is_array(loss):
             self._read_losses()
-        if not self.diverged:  # never step along a gradient that is no number
-            self.optimizer.step(grads, where=self._all_finite(loss))
+        finite = self._all_finite(loss)
+        self._images += X.shape[0]
         self.iteration += 1
+        part = row % self.accumulate
+        if self._accumulated is not None:
+            self._accumulated.add(grads, is_first=part == 0)
+        is_last = part + 1 == self.accumulate or row + 1 == self.iterations_per_epoch
+        if not is_last or self.diverged:  # never step along a gradient that is no number
+            return
+        self.optimizer.step(grads if self._accumulated is None else self._accumulated.mean(part + 1), where=finite)
+        if self.average is not None:
+            self.average.update(self.iteration / self.num_iterations)
+
+    def _gather(self, row: int) -> tuple[Array, Batch]:
+        """Return the images of a batch of this epoch as they are stored, and what else is known of it."""
+        assert self._order is not None
+        xp, start = self.backend.namespace, row * self.batch_size
+        indices = self._order[start : min(start + self.batch_size, self._order.shape[0])]
+        batch = Batch(
+            y=xp.take(self.y_train, indices, axis=0),
+            indices=indices,
+            rng=self._augmentation,
+            epoch=self.iteration // self.iterations_per_epoch,
+            num_examples=self.X_train.shape[0],
+            num_classes=self.num_classes,
+            dtype=self.dtype,
+        )
+        return xp.take(self.X_train, indices, axis=0), batch
 
     def _all_finite(self, loss: Array) -> Array | None:
         """Whether every loss so far is a number, left on the device; None where the losses have been read anyway."""
@@ -285,9 +361,10 @@ class Solver(Resumable):
         return self._finite
 
     def _set_learning_rate(self) -> None:
-        if self._base_rate is not None:
-            factor = self.schedule(self.iteration / self.num_iterations)
-            self.optimizer.learning_rate = self._base_rate * self.lr_decay**self.epoch * factor
+        """Set the rates of the step that this iteration belongs to."""
+        begun = self.iteration - self.iteration % self.iterations_per_epoch % self.accumulate
+        factor = self._rate_factor * self.lr_decay**self.epoch
+        self.optimizer.set_progress(begun / self.num_iterations, self.schedule, factor)
 
     def _read_losses(self) -> None:
         """Fetch the losses that are still on the device; stop at one that is no number."""
@@ -312,9 +389,8 @@ class Solver(Resumable):
         """The layer where the batch of that row shows no number first; the parameters have not changed since."""
         if not isinstance(self.model, Model):
             return ""
-        assert self._order is not None
-        batch = self.backend.namespace.take(self.X_train, self._order[row, ...], axis=0)
-        return self.model.first_nonfinite(self.model.backend.asarray(batch))
+        X = self.augment.evaluate(self._gather(row)[0], self.dtype)
+        return self.model.first_nonfinite(self.model.backend.asarray(X))
 
     def _check_if_due(self, rate: float | None) -> None:
         """Check the accuracy once after the first iteration and once after each epoch."""
@@ -324,15 +400,18 @@ class Solver(Resumable):
 
     def _check(self, epoch: int, rate: float | None) -> None:
         """Measure the accuracies, keep the parameters if they are the best so far, tell the callbacks."""
-        self.train_acc_history.append(self.check_accuracy(self.X_train, self.y_train, self.num_train_samples))
-        self.val_acc_history.append(self.check_accuracy(self.X_val, self.y_val, self.num_val_samples))
-        train_acc, val_acc = self.train_acc_history[-1], self.val_acc_history[-1]
+        train, val = (self.X_train, self.y_train), (self.X_val, self.y_val)
+        with contextlib.nullcontext() if self.average is None else self.average.swapped():
+            train_acc = self.check_accuracy(*train, self.num_train_samples)
+            val_acc = self.check_accuracy(*val, self.num_val_samples, tta=self.tta)
+            self.train_acc_history.append(train_acc)
+            self.val_acc_history.append(val_acc)
+            if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
+                self.best_val_acc, self.best_epoch = val_acc, epoch
+                self.best_params = _copy(self.model.params)
+                self._best_state = _copy(self.model.state) if isinstance(self.model, Model) else {}
         if self.verbose:
             print(f"(Epoch {epoch} / {self.total_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
-        if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
-            self.best_val_acc, self.best_epoch = val_acc, epoch
-            self.best_params = _copy(self.model.params)
-            self._best_state = _copy(self.model.state) if isinstance(self.model, Model) else {}
         if epoch > 0 and self.checkpoint_name is not None:
             self.save(f"{self.checkpoint_name}_epoch_{epoch}.safetensors")
         losses = self.loss_history[-self.iterations_per_epoch :]
@@ -348,7 +427,9 @@ class Solver(Resumable):
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
 
-    def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
+    def check_accuracy(
+        self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100, tta: str = "none"
+    ) -> float:
         """Return the fraction of examples whose highest score is at their label.
 
         Parameters
@@ -358,6 +439,8 @@ class Solver(Resumable):
             Look at so many, drawn at random with replacement, if there are more.
         batch_size : int
             How many go through the model at a time.
+        tta : str
+            Test-time augmentation: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
         """
         self._follow_model()
         xp = self.backend.namespace
@@ -373,15 +456,22 @@ class Solver(Resumable):
             X, y = xp.take(X, indices, axis=0), xp.take(y, indices, axis=0)
         correct = xp.asarray(0, device=self.backend.device)
         for batch in slices(X.shape[0], batch_size):
-            hits = xp.argmax(self.model.loss(X[batch, ...]), axis=1) == y[batch]
-            correct = correct + xp.count_nonzero(hits)
+            images = self.augment.evaluate(X[batch, ...], self.dtype)
+            scores = tta_scores(self.model.loss, images, tta)
+            correct = correct + xp.count_nonzero(xp.argmax(scores, axis=1) == y[batch])
         return float(correct) / X.shape[0]
 
     def _restore_best(self) -> None:
+        """Put the best weights in the place of the last; averages and sums go on from there."""
         if isinstance(self.model, Model) and self.best_params:
             self.model.load_state_dict(self.best_arrays())
         elif self.best_params:
             self.model.params.update(_copy(self.best_params))  # the optimizer holds this dict
+        if self.average is not None and self.best_params:
+            own = self.average.state_dict()
+            self.average.load_state_dict(own | checkpoint.prefixed("average", self._model_arrays()))
+        if self._accumulated is not None:
+            self._accumulated.clear()
 
 
 def _whole(name: str, value: Any) -> int:

@@ -1,0 +1,64 @@
+"""The gradients of several batches, for one step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from xpnn.backend import Array, Backend, namespace
+from xpnn.parameters import Parameters
+
+
+class GradientMean:
+    """Adds up gradients batch by batch, in memory of its own, and gives their mean.
+
+    Parameters
+    ----------
+    params : mapping of str to array
+        Gradients have their names and shapes.
+
+    Attributes
+    ----------
+    sum : mapping of str to array
+        Of the gradients so far.
+    """
+
+    def __init__(self, params: Mapping[str, Array]) -> None:
+        self.sum: Any = params.like() if isinstance(params, Parameters) else _zeros(params)
+
+    def add(self, grads: Mapping[str, Array], is_first: bool) -> None:
+        """Add the gradients of a batch; the first one's take the place of what was there."""
+        if isinstance(self.sum, Parameters):
+            if not isinstance(grads, Parameters):  # gradients that a model made one by one
+                buffer = self.sum.like()
+                buffer.update(grads)
+                grads = buffer
+            self.sum.flat[...] = grads.flat if is_first else self.sum.flat + grads.flat
+        else:
+            for name, grad in grads.items():
+                self.sum[name] = namespace(grad).asarray(grad, copy=True) if is_first else self.sum[name] + grad
+
+    def mean(self, count: int) -> Mapping[str, Array]:
+        """Return the sum of `count` batches divided by their number; it takes the place of the sum."""
+        if isinstance(self.sum, Parameters):
+            self.sum.flat[...] = self.sum.flat / count
+        else:
+            self.sum.update({name: grad / count for name, grad in self.sum.items()})
+        return self.sum
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Go on from another sum."""
+        self.sum.update(arrays)
+
+    def clear(self) -> None:
+        """Forget the gradients so far: the next batch's are added to zeros."""
+        self.sum.update(_zeros(self.sum))
+
+    def move(self, backend: Backend) -> None:
+        """Move the sum to where the parameters have gone."""
+        if isinstance(self.sum, Parameters):
+            self.sum.move(backend)
+        else:
+            self.sum = {name: backend.asarray(grad) for name, grad in self.sum.items()}
+
+
+def _zeros(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: namespace(array).zeros_like(array) for name, array in arrays.items()}
