@@ -20,7 +20,7 @@ OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  #
 HAS_GPU = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 HAS_NVRTC = sys.platform == "linux" and platform.machine() == "x86_64"  # CUDA's compiler is on PyPI, and needs no GPU
 
-nox.options.sessions = ["lint", "numpy", "strict", "torch", "examples", "build"]
+nox.options.sessions = ["lint", "numpy", "strict", "torch", "oracle", "examples", "build"]
 nox.options.sessions += ["kernels"] * HAS_NVRTC + ["cupy"] * HAS_GPU
 nox.options.reuse_venv = "no"
 
@@ -52,9 +52,16 @@ def strict(session: nox.Session) -> None:
 
 @nox.session
 def torch(session: nox.Session) -> None:
-    """The suite on PyTorch's tensors, on the CPU."""
+    """The suite on PyTorch's tensors, on the CPU; the session `oracle` has what is compared with PyTorch."""
     session.install(".[test]", *TORCH)
-    _pytest(session, "torch")
+    _pytest(session, "torch", "--ignore=tests/oracle")
+
+
+@nox.session
+def oracle(session: nox.Session) -> None:
+    """Layers, losses, update rules and whole nets against PyTorch, on every kind of array."""
+    session.install(".[test]", *TORCH)
+    session.run("pytest", "tests/oracle", *session.posargs, env={"XPNN_DEMAND_TORCH": "1"})
 
 
 @nox.session
@@ -108,5 +115,5 @@ def build(session: nox.Session) -> None:
         session.run(str(python), "-c", code, external=True, silent=True)
 
 
-def _pytest(session: nox.Session, backend: str) -> None:
-    session.run("pytest", "--backend", backend, *session.posargs)
+def _pytest(session: nox.Session, backend: str, *arguments: str) -> None:
+    session.run("pytest", "--backend", backend, *arguments, *session.posargs)

@@ -243,7 +243,10 @@ BAD_FLAGS = [
     (("--hidden", "10,0"), "--hidden: expected sizes from 1 to 1,000,000; received (10, 0)"),
     (("--epochs", "0"), "--epochs: expected a whole number from 1 to 2**31 - 1; received 0"),
     (("--batch-size", "-5"), "--batch-size: expected a whole number from 1 to 2**31 - 1; received -5"),
-    (("--optimizer", "adamw"), "--optimizer: expected one of sgd, sgd_momentum, sgd_nesterov_momentum, rmsprop, adam"),
+    (
+        ("--optimizer", "adamx"),
+        "--optimizer: expected one of sgd, sgd_momentum, sgd_nesterov_momentum, nesterov, rmsprop",
+    ),
     (("--lr", "0"), "--lr: expected a finite number above 0; received 0.0"),
     (("--lr", "nan"), "--lr: expected a finite number above 0; received nan"),
     (("--lr", "inf"), "--lr: expected a finite number above 0; received inf"),

@@ -237,7 +237,9 @@ class Torch(Backend):
 
     def asarray(self, x: Any, dtype: Any = None, copy: bool = False) -> Array:
         if isinstance(x, np.ndarray):  # torch takes no read-only or reversed memory, and no foreign byte order
-            x = np.array(x, dtype=x.dtype.newbyteorder("="))
+            import torch
+
+            x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("=")))
         return super().asarray(x, dtype, copy)
 
     def to_numpy(self, x: Array) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from xpnn import backend as backends
-from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_real
+from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_integer, is_real
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.layers import Layer, softmax_loss
+from xpnn.models import torch_weights
 from xpnn.parameters import Parameters
 from xpnn.random import DROPOUT, Generator, as_generator
 
@@ -99,10 +100,9 @@ class Model:
         """Hand every layer the views of its parameters."""
         for layer in self._layers:
             layer.params, layer.owned = {}, True
-        owners = {layer.path: layer for layer in self._layers}
-        for path, name in self._names.items():
-            owner, _, param = path.rpartition(".")
-            owners[owner].params[param] = self._params[name]
+        for name, layer, param in self.arrays_by_layer():
+            if name in self._params:
+                layer.params[param] = self._params[name]
 
     def param_name(self, path: str) -> str:
         """Return the public name of the parameter at `path`; models of the course name them otherwise."""
@@ -171,15 +171,38 @@ class Model:
         """Check a batch at the model's door, flatten it where the net takes vectors, cast it."""
         if not is_array(X) or backends.of(X) is not self.backend:
             raise TypeError(f"model: expected X of backend {self.backend}; received {describe(X)}")
-        if not is_real(X):
-            raise TypeError(f"model: expected X of real numbers; received {dtype_name(X.dtype)}")
+        indices = self._layers[0].takes_integers
+        if not (is_integer(X) if indices else is_real(X)):
+            expected = "whole numbers" if indices else "real numbers"
+            raise TypeError(f"model: expected X of {expected}; received {dtype_name(X.dtype)}")
         xp = self.backend.namespace
         if tuple(X.shape[1:]) != self.input_shape:
             if X.ndim < 1 or len(self.input_shape) != 1 or math.prod(X.shape[1:]) != self.input_shape[0]:
                 expected = ", ".join(map(str, ("N", *self.input_shape)))
                 raise ValueError(f"model: expected X of shape ({expected}); received {tuple(X.shape)}")
             X = xp.reshape(X, (X.shape[0], *self.input_shape))
-        return xp.astype(X, self.dtype, copy=False)
+        return X if indices else xp.astype(X, self.dtype, copy=False)
+
+    def summary(self) -> None:
+        """Print every layer with its output's shape, its parameters and its FLOPs, and their sums.
+
+        FLOPs are the multiplications and additions of the matrix products and convolutions in one example's forward
+        pass; what is done number by number is not counted.
+        """
+        rows = [("layer", "output shape", "parameters", "FLOPs")]
+        flops = 0
+        for layer, shape in self.net.walk(self.input_shape):
+            count = sum(math.prod(spec.shape) for spec in layer.param_specs(shape).values())
+            kind = type(layer).__name__
+            label = f"{layer.path} ({kind})" if layer.path else kind
+            rows.append((label, str(layer.output_shape(shape)), f"{count:,}", f"{layer.flops(shape):,}"))
+            flops += layer.flops(shape)
+        rows.append(("in all", str(self.output_shape), f"{self._params.size:,}", f"{flops:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            name, shape_text, *numbers = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+            right = [text.strip().rjust(width) for text, width in zip(numbers, widths[2:], strict=True)]
+            print("  ".join((name, shape_text, *right)))
 
     def predict(self, X: Array, batch_size: int = 1000) -> Array:
         """Return the label with the highest score for each example."""
@@ -244,6 +267,27 @@ class Model:
         self._params.update((name, new[name]) for name in self._params)
         for path, (layer, key) in self._state_paths.items():
             layer.state[key] = new[path]
+
+    def arrays_by_layer(self) -> Iterator[tuple[str, Layer, str]]:
+        """Yield the name of every parameter and state array, the layer it belongs to, and its name there."""
+        owners = {layer.path: layer for layer in self._layers}
+        for path, name in self._names.items():
+            owner, _, param = path.rpartition(".")
+            yield name, owners[owner], param
+        for path, (layer, key) in self._state_paths.items():
+            yield path, layer, key
+
+    def torch_key(self, key: str) -> str:
+        """Return what PyTorch calls an array, given xpnn's path and the layer's word: models say what they rename."""
+        return key
+
+    def to_torch_state_dict(self) -> dict[str, Any]:
+        """Return the weights under PyTorch's names; see `xpnn.models.torch_weights`."""
+        return torch_weights.to_torch_state_dict(self)
+
+    def load_torch_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Set the weights from the equal PyTorch net's; see `xpnn.models.torch_weights`."""
+        torch_weights.load_torch_state_dict(self, state)
 
     @property
     def rng_state(self) -> dict[str, tuple[int, ...]]:
