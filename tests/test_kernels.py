@@ -84,6 +84,13 @@ CALLS = {
         (5, 6, 2**64 - 2, 12),
     ],
     "special.erf": [(x,) for x in ACTIVATIONS],
+    "layers.activation.where_positive": [
+        *((np.flip(x, axis=0), x) for x in ACTIVATIONS),
+        *((normals(*x.shape, dtype=x.dtype), x) for x in IMAGES),
+        (np.array([np.inf, -np.inf, np.nan, 1.0, 2.0]), np.array([0.0, -1.0, 0.0, np.nan, np.inf])),
+        (np.array(2.0), np.array(1.0)),
+        (np.zeros((0, 3)), np.zeros((0, 3))),
+    ],
     "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
     "layers.convolution.correlate": [
         (x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)

@@ -6,19 +6,45 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from xpnn.models import FullyConnectedNet, Model, TwoLayerNet
+    from xpnn.models import (
+        Airbench,
+        FullyConnectedNet,
+        Model,
+        ResNet,
+        ResNet9,
+        ThreeLayerConvNet,
+        TwoLayerNet,
+        VisionTransformer,
+    )
     from xpnn.training import Solver
 
 # Loaded when first asked for, so that `import xpnn` is quick.
-_HOMES = {
-    "FullyConnectedNet": "xpnn.models",
-    "Model": "xpnn.models",
-    "TwoLayerNet": "xpnn.models",
-    "Solver": "xpnn.training",
-}
+_MODELS = (
+    "Airbench",
+    "FullyConnectedNet",
+    "Model",
+    "ResNet",
+    "ResNet9",
+    "ThreeLayerConvNet",
+    "TwoLayerNet",
+    "VisionTransformer",
+)
+_HOMES = {**dict.fromkeys(_MODELS, "xpnn.models"), "Solver": "xpnn.training"}
 _ROOMS = ("backend", "data", "gradient_check", "layers", "losses", "models", "optim", "random", "training")
 
-__all__ = ["FullyConnectedNet", "Model", "Solver", "TwoLayerNet", "__version__", *_ROOMS]
+__all__ = [
+    "Airbench",
+    "FullyConnectedNet",
+    "Model",
+    "ResNet",
+    "ResNet9",
+    "Solver",
+    "ThreeLayerConvNet",
+    "TwoLayerNet",
+    "VisionTransformer",
+    "__version__",
+    *_ROOMS,
+]
 
 
 def __getattr__(name: str) -> Any:

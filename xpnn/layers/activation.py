@@ -51,8 +51,13 @@ def relu_backward(dout: Array, cache: Cache) -> Array:
     -------
     dx : array of x's shape
     """
-    xp = check_dout("relu_backward", dout, cache, cache.shape)
-    return xp.where(cache > 0.0, dout, 0.0)
+    check_dout("relu_backward", dout, cache, cache.shape)
+    return (fast_path("layers.activation.where_positive", library_of(dout)) or where_positive)(dout, cache)
+
+
+def where_positive(dout: Array, out: Array) -> Array:
+    """The definition of `relu_backward`."""
+    return namespace(dout).where(out > 0.0, dout, 0.0)
 
 
 def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, Cache]:

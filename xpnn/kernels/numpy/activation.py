@@ -1,4 +1,4 @@
-"""GELU on NumPy."""
+"""ReLU and GELU on NumPy."""
 
 import math
 from typing import Any
@@ -6,10 +6,22 @@ from typing import Any
 import numpy as np
 
 from xpnn.kernels import kernel
-from xpnn.kernels.numpy.blocks import elementwise
+from xpnn.kernels.numpy.blocks import BLOCK, elementwise, keep
 from xpnn.kernels.numpy.special import fill_erf
 
 FAR = 40.0  # as in the definition: Phi is 0 from -FAR down, and 1 from FAR up
+
+
+@kernel("layers.activation.where_positive", "numpy")
+def where_positive(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
+    dx = np.empty_like(dout, subok=False)
+    length = max(BLOCK * len(dout) // max(dout.size, 1), 1) if dout.ndim else 1
+    if dout.ndim == 0 or len(dout) <= length:
+        return keep(dout, np.greater(out, 0), out=dx)
+    for start in range(0, len(dout), length):
+        rows = slice(start, start + length)
+        keep(dout[rows], out[rows] > 0, out=dx[rows])
+    return dx
 
 
 @kernel("layers.activation.gelu_and_slope", "numpy")

@@ -23,3 +23,14 @@ def _flat(x: np.ndarray) -> np.ndarray | None:
     """A view of all numbers in the order of memory; None where there are gaps between them."""
     packed = x.transpose(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
     return packed.reshape(-1) if packed.flags.c_contiguous else None
+
+
+def keep(values: np.ndarray, where: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Return the values where a bool array says so, elsewhere zero: ``np.where(where, values, 0)``.
+
+    All bits of a value or none, by a mask of ones or zeros, is several times faster than a choice by bool.
+    """
+    integer = np.dtype(f"i{values.dtype.itemsize}")
+    mask = np.negative(where.view(np.int8)).astype(integer)
+    bits = np.bitwise_and(values.view(integer), mask, out=mask if out is None else out.view(integer))
+    return bits.view(values.dtype)
