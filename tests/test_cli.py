@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import signal
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from xpnn import cli
+from xpnn.data import load_cifar10, load_digits
 from xpnn.training import Callback, checkpoint
 
 
@@ -76,9 +78,11 @@ def test_train_writes_config_metrics_curves_and_checkpoints(xpnn, tmp_path):
 def test_every_flag_reaches_the_run(xpnn, tmp_path):
     status, _, _ = xpnn(
         *("train", "digits", "--model", "fc", "--hidden", "9,8", "--epochs", 1, "--batch-size", 50),
-        *("--optimizer", "sgd_momentum", "--lr", 0.02, "--lr-decay", 0.5, "--schedule", "linear", "--reg", 0.1),
+        *("--optimizer", "nesterov", "--lr", 0.02, "--lr-decay", 0.5, "--schedule", "one-cycle:peak=0.2"),
+        *("--momentum", 0.8, "--weight-decay", 0.01, "--clip-norm", 5, "--accumulate", 2, "--ema", 0.5),
+        *("--label-smoothing", 0.2, "--augment", "crop:1:zero", "--tta", "mirror", "--keep-last", "--reg", 0.1),
         *("--dropout", 0.1, "--batchnorm", "--weight-scale", 0.3, "--preprocess", "center", "--patience", 4),
-        *("--sampling", "replacement", "--num-train", 100, "--dtype", "float64", "--seed", 7, "--out", "run"),
+        *("--sampling", "sequential", "--num-train", 100, "--dtype", "float64", "--seed", 7, "--out", "run"),
         *("--backend", "numpy"),
     )
     assert status == 0
@@ -88,22 +92,32 @@ def test_every_flag_reaches_the_run(xpnn, tmp_path):
         "hidden": [9, 8],
         "epochs": 1,
         "batch_size": 50,
-        "optimizer": "sgd_momentum",
+        "optimizer": "nesterov",
         "lr": 0.02,
+        "momentum": 0.8,
+        "weight_decay": 0.01,
+        "clip_norm": 5.0,
+        "accumulate": 2,
+        "ema": 0.5,
         "lr_decay": 0.5,
-        "schedule": "linear",
+        "schedule": "one-cycle:peak=0.2",
+        "label_smoothing": 0.2,
+        "augment": "crop:1:zero",
+        "tta": "mirror",
+        "drop_last": False,
         "reg": 0.1,
         "dropout": 0.1,
         "batchnorm": True,
         "weight_scale": 0.3,
         "preprocess": "center",
         "patience": 4,
-        "sampling": "replacement",
+        "sampling": "sequential",
         "num_train": 100,
         "dtype": "float64",
         "seed": 7,
         "backend": "numpy",
         "data": None,
+        **dict.fromkeys(("widths", "filters", "filter_size", "patch", "dim", "depth", "heads")),
     }
     arrays, _ = checkpoint.load(tmp_path / "run/best.safetensors")
     assert arrays["W1"].shape == (64, 9)
@@ -116,15 +130,63 @@ def test_train_without_out_numbers_its_folders(xpnn, tmp_path):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["digits-1", "digits-2"]
 
 
-def test_train_takes_cifar10_from_data(xpnn, cifar, monkeypatch):
-    arguments = ("--backend", "numpy", "--hidden", "8", "--epochs", 1, "--batch-size", 10)
+@pytest.fixture
+def train_cifar(xpnn, cifar, monkeypatch):
+    """Run `xpnn train cifar10` on the stand-in."""
     # 1,000 of the official 50,000 training images are for validation; the stand-in has 100 in all.
-    monkeypatch.setattr("xpnn.data.load", lambda name, root: load_cifar10(root, num_validation=20))
-    from xpnn.data import load_cifar10
+    monkeypatch.setattr(
+        "xpnn.data.load",
+        lambda name, root: load_digits() if name == "digits" else load_cifar10(root, num_validation=20),
+    )
+    return lambda *args: xpnn("train", "cifar10", "--data", cifar, "--backend", "numpy", *args)
 
-    status, out, _ = xpnn("train", "cifar10", "--data", cifar, *arguments)
+
+def test_train_takes_cifar10_from_data(train_cifar):
+    status, out, _ = train_cifar("--hidden", "8", "--epochs", 1, "--batch-size", 10)
     assert status == 0
     assert "cifar10: 80 training images" in out
+
+
+SMALL_NETS = {
+    "fc": ("--hidden", "8,8"),
+    "two-layer": ("--hidden", "8"),
+    "convnet": ("--filters", 4, "--filter-size", 3, "--hidden", 8),
+    "resnet20": ("--widths", "2,2,2"),
+    "resnet56": ("--widths", "2,2,2"),
+    "resnet9": ("--widths", "2"),
+    "airbench": ("--widths", "4,4,4"),
+    "vit": ("--patch", 8, "--dim", 8, "--depth", 1, "--heads", 2),
+}
+
+
+@pytest.mark.parametrize("model", SMALL_NETS)
+def test_every_model_trains_an_epoch(train_cifar, tmp_path, model):
+    flags = ("--epochs", 1, "--batch-size", 40, "--out", "run")
+    status, out, err = train_cifar("--model", model, *SMALL_NETS[model], *flags)
+    assert (status, err) == (0, "")
+    assert "epoch 1/1  loss " in out
+    settings = json.loads((tmp_path / "run/config.json").read_text())["settings"]
+    for name, value in zip(SMALL_NETS[model][::2], SMALL_NETS[model][1::2], strict=True):
+        saved = settings[name.removeprefix("--").replace("-", "_")]
+        assert (",".join(map(str, saved)) if isinstance(saved, list) else saved) in (value, str(value))
+
+
+@pytest.mark.parametrize("model", ["convnet", "resnet20", "vit"])
+def test_nets_of_images_train_on_digits(xpnn, model):
+    assert xpnn("train", "--model", model, "--backend", "numpy", "--epochs", 1, "--num-train", 64)[0] == 0
+
+
+def test_summary_shows_the_net_and_writes_nothing(train_cifar, tmp_path):
+    status, out, _ = train_cifar("--model", "resnet20", "--summary")
+    assert status == 0
+    assert "layer3.block3.conv2 (Conv)" in out
+    assert "in all" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_validation_accuracy_says_how_it_was_measured(train_cifar):
+    out = train_cifar("--model", "airbench", *SMALL_NETS["airbench"], "--epochs", 1, "--batch-size", 40)[1]
+    assert re.search(r"best validation accuracy \d\.\d{4} with mirror-translate after", out)
 
 
 def test_resume_continues_to_the_new_number_of_epochs(xpnn, tmp_path):
@@ -143,13 +205,35 @@ def test_resume_continues_to_the_new_number_of_epochs(xpnn, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-def test_ctrl_c_saves_what_was_learned_and_says_how_to_go_on(xpnn, tmp_path, monkeypatch):
-    class Interrupt(Callback):
-        def on_iteration(self, solver):
-            if solver.iteration == 9:
-                signal.raise_signal(signal.SIGINT)
+class Interrupt(Callback):
+    """Ctrl-C after some iterations."""
 
-    monkeypatch.setattr(cli.report, "EpochLines", lambda console: Interrupt())
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def on_iteration(self, solver):
+        if solver.iteration == self.iteration:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("iteration", [2, 3], ids=["at the end of an epoch", "within one"])
+def test_airbench_resumes_as_if_it_had_never_stopped(train_cifar, xpnn, tmp_path, monkeypatch, iteration):
+    flags = ("--model", "airbench", *SMALL_NETS["airbench"], "--epochs", 2, "--batch-size", 30, "--ema", 0.9)
+    flags = (*flags, "--augment", "alternating-flip,crop:2,cutout:8,mixup:0.2", "--accumulate", 2, "--tta", "none")
+    assert train_cifar(*flags, "--out", "straight")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.report, "EpochLines", lambda console: Interrupt(iteration))
+        assert train_cifar(*flags, "--out", "run")[0] == 130
+    assert xpnn("train", "--resume", "run")[0] == 0
+    for name in ("last", "best"):
+        expected, received = (checkpoint.load(tmp_path / run / f"{name}.safetensors")[0] for run in ("straight", "run"))
+        assert expected.keys() == received.keys()
+        for key in expected:
+            np.testing.assert_array_equal(received[key], expected[key], err_msg=key)
+
+
+def test_ctrl_c_saves_what_was_learned_and_says_how_to_go_on(xpnn, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.report, "EpochLines", lambda console: Interrupt(9))
     status, out, _ = xpnn("train", *QUICK, "--out", "run")
     assert status == 130
     assert "xpnn train --resume run trains on" in out
@@ -175,6 +259,81 @@ def test_evaluate_measures_the_best_weights(xpnn):
     assert best in total
 
 
+def test_evaluate_shows_test_time_augmentation_beside_the_plain_accuracy(train_cifar, xpnn):
+    train_cifar("--model", "convnet", *SMALL_NETS["convnet"], "--epochs", 1, "--batch-size", 40, "--out", "run")
+    plain = xpnn("evaluate", "run")[1]
+    status, out, _ = xpnn("evaluate", "run", "--tta", "mirror-translate")
+    assert status == 0
+    header = next(line for line in out.splitlines() if "class" in line)
+    assert header.count("validation") == header.count("test") == 2
+    assert "mirror-translate" in header
+    total, total_plain = (next(line for line in text.splitlines() if "all" in line) for text in (out, plain))
+    assert total.split("│")[1:4] == total_plain.split("│")[1:4]
+    assert len(total.split("│")) == 7
+
+
+def test_evaluate_takes_the_runs_own_test_time_augmentation(train_cifar, xpnn):
+    flags = ("--model", "airbench", *SMALL_NETS["airbench"], "--epochs", 1, "--batch-size", 40, "--out", "run")
+    best = train_cifar(*flags)[1].split("best validation accuracy ")[1].split()[0]
+    total = next(line for line in xpnn("evaluate", "run")[1].splitlines() if "all" in line)
+    assert total.split("│")[4].strip() == best
+
+
+def test_evaluate_names_an_unknown_level(xpnn):
+    xpnn("train", *QUICK, "--out", "run")
+    status, _, err = xpnn("evaluate", "run", "--tta", "rotate")
+    assert (status, err) == (
+        2,
+        "xpnn: --tta: expected one of none, mirror, mirror-translate; received 'rotate'\n",
+    )
+
+
+def test_schedule_draws_every_named_one(xpnn, tmp_path):
+    status, out, err = xpnn("schedule")
+    assert (status, err) == (0, "")
+    names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert names == [
+        "constant",
+        "linear",
+        "cosine",
+        "step",
+        "exponential",
+        "one-cycle",
+        "warmup-linear",
+        "warmup-cosine",
+    ]
+    assert (tmp_path / "schedules.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_schedule_takes_what_train_takes(xpnn, tmp_path):
+    status, out, _ = xpnn("schedule", "piecewise:0=0.2,0.5=1,1=0", "linear", "--epochs", 20, "--out", "s.png")
+    assert status == 0
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert cells == [
+        ["piecewise:0=0.2,0.5=1,1=0", "0.200", "0.360", "0.600", "1.000", "0.500", "0.200", "0.000"],
+        ["linear", "1.000", "0.900", "0.750", "0.500", "0.250", "0.100", "0.000"],
+    ]
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sine",), "schedule: expected one of constant, linear, cosine, step, exponential, one_cycle"),
+        (("one-cycle:peak=2",), "schedule 'one-cycle:peak=2': one-cycle: expected peak to be above 0 and below 1"),
+        (("--epochs", 0), "--epochs: expected a whole number of at least 1; received 0"),
+        (("--out", "a.pdf"), "--out: expected a .png in a folder that exists; received a.pdf"),
+        (("--out", "nowhere/a.png"), "--out: expected a .png in a folder that exists; received nowhere/a.png"),
+    ],
+)
+def test_schedule_says_what_is_wrong_in_one_line(xpnn, tmp_path, arguments, message):
+    status, _, err = xpnn("schedule", *arguments)
+    assert status == 2
+    assert err.startswith(f"xpnn: {message}")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_compare_starts_all_rules_from_the_same_weights(xpnn, tmp_path):
     rules = "sgd,adam:0.002"
     status, out, _ = xpnn("compare", "digits", "--rules", rules, "--epochs", 1, "--out", "c", "--backend", "numpy")
@@ -184,10 +343,24 @@ def test_compare_starts_all_rules_from_the_same_weights(xpnn, tmp_path):
     assert (tmp_path / "c/comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_compare_takes_another_model(xpnn, tmp_path):
+    flags = ("--model", "convnet", "--epochs", 1, "--num-train", 100, "--backend", "numpy", "--out", "c")
+    assert xpnn("compare", "--rules", "adam,muon", *flags)[0] == 0
+    config = json.loads((tmp_path / "c/config.json").read_text())
+    assert [config[rule]["filters"] for rule in ("adam", "muon")] == [32, 32]
+    assert config["muon"]["lr"] == 0.02
+
+
+def test_compare_writes_nothing_where_a_rule_cannot_train_the_net(xpnn, tmp_path):
+    status, _, err = xpnn("compare", "--model", "two-layer", "--rules", "adam,muon", "--out", "c")
+    assert (status, err) == (2, "xpnn: --optimizer: expected another than muon, as two-layer has one hidden layer\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_check_reports_every_backend_and_passes(xpnn):
     status, out, _ = xpnn("check", "--backend", "numpy")
     assert status == 0
-    assert "21 passed, 0 failed" in out
+    assert "49 passed, 0 failed" in out
 
 
 def test_check_fails_when_a_gradient_is_wrong(xpnn, monkeypatch):
@@ -195,7 +368,7 @@ def test_check_fails_when_a_gradient_is_wrong(xpnn, monkeypatch):
     status, out, _ = xpnn("check", "--backend", "numpy")
     assert status == 1
     assert "numpy: gradient of relu failed: error " in out
-    assert "20 passed, 1 failed" in out
+    assert "48 passed, 1 failed" in out
 
 
 def test_check_reports_a_backend_that_breaks(xpnn, monkeypatch):
@@ -236,10 +409,61 @@ def test_the_environment_names_a_backend(xpnn, monkeypatch):
 BAD_FLAGS = [
     (("--backend", "jax"), "backend: expected one of numpy, cupy, torch, array-api-strict, auto; received 'jax'"),
     (("--backend", "numpy:1"), "backend numpy:1: NumPy has no device '1'"),
-    (("--model", "resnet"), "--model: expected one of fc, two-layer; received 'resnet'"),
+    (
+        ("--model", "resnet"),
+        "--model: expected one of fc, two-layer, convnet, resnet20, resnet56, resnet9, airbench, vit; received",
+    ),
+    (
+        ("--model", "airbench"),
+        "--model: expected another than airbench, whose images are 32 x 32 pixels; those of digits are 8 x 8",
+    ),
+    (("--model", "resnet9"), "--model: expected another than resnet9, whose images are 32 x 32 pixels"),
     (("--model", "two-layer", "--hidden", "5,5"), "--hidden: expected one size for --model two-layer; received 2"),
     (("--model", "two-layer", "--batchnorm"), "--batchnorm: expected --model fc"),
     (("--hidden", "a"), "--hidden: expected sizes with commas between, such as 500,500; received 'a'"),
+    (("--widths", "16,32"), "--widths: expected --model resnet20, resnet56, resnet9 or airbench; received fc"),
+    (("--model", "resnet20", "--widths", "16,32"), "--widths: expected 3 sizes for --model resnet20; received 2"),
+    (("--model", "resnet9", "--widths", "4,8"), "--widths: expected one size for --model resnet9; received 2"),
+    (("--model", "resnet20", "--widths", "a"), "--widths: expected sizes with commas between, such as 500,500"),
+    (("--model", "resnet20", "--widths", "1,0,1"), "--widths: expected sizes from 1 to 1,000,000; received (1, 0, 1)"),
+    (("--filters", "8"), "--filters: expected --model convnet; received fc"),
+    (("--model", "convnet", "--filters", "0"), "--filters: expected a whole number from 1 to 1,000,000; received 0"),
+    (("--model", "convnet", "--filter-size", "-1"), "--filter-size: expected a whole number from 1 to 1,000,000"),
+    (("--model", "convnet", "--hidden", "8,8"), "--hidden: expected one size for --model convnet; received 2"),
+    (("--model", "convnet", "--dropout", "0.5"), "--dropout: expected --model fc or two-layer; received convnet"),
+    (("--model", "vit", "--patch", "3"), "--patch: expected a divisor of the images' 8 x 8 pixels; received 3"),
+    (("--model", "vit", "--heads", "5"), "--heads: expected a divisor of --dim 48; received 5"),
+    (("--model", "vit", "--dim", "0"), "--dim: expected a whole number from 1 to 1,000,000; received 0"),
+    (("--depth", "2"), "--depth: expected --model vit; received fc"),
+    (("--model", "vit", "--depth", "1001"), "--depth: expected a whole number from 1 to 1,000; received 1001"),
+    (("--augment", "rotate"), "--augment: expected none, or some of flip, alternating-flip, crop:4, crop:4:zero"),
+    (("--augment", "crop:9"), "--augment: RandomCrop: expected images of more than 9 rows and columns to reflect"),
+    (("--augment", "mixup:0"), "--augment mixup:0: Mixup: expected alpha to be a number above 0; received 0.0"),
+    (("--label-smoothing", "1"), "--label-smoothing: expected a number in [0, 1); received 1.0"),
+    (
+        ("--weight-decay", "0.1"),
+        "--weight-decay: expected --optimizer nesterov or adamw or lion or muon; received adam",
+    ),
+    (
+        ("--optimizer", "adamw", "--weight-decay", "-1"),
+        "--weight-decay: expected a number of at least 0; received -1.0",
+    ),
+    (
+        ("--momentum", "0.9"),
+        "--momentum: expected --optimizer sgd_momentum or sgd_nesterov_momentum or nesterov or muon",
+    ),
+    (("--optimizer", "muon", "--momentum", "1"), "--momentum: expected a number in [0, 1); received 1.0"),
+    (
+        ("--model", "two-layer", "--optimizer", "muon"),
+        "--optimizer: expected another than muon, as two-layer has one hidden layer",
+    ),
+    (("--clip-norm", "0"), "--clip-norm: expected a finite number above 0; received 0.0"),
+    (("--ema", "1"), "--ema: expected a number in [0, 1); received 1.0"),
+    (("--accumulate", "0"), "--accumulate: expected a whole number from 1 to 2**31 - 1; received 0"),
+    (("--tta", "rotate"), "--tta: expected one of none, mirror, mirror-translate; received 'rotate'"),
+    (("--sampling", "random"), "--sampling: expected one of replacement, shuffle, sequential; received 'random'"),
+    (("--schedule", "sine"), "--schedule: expected one of constant, linear, cosine, step, exponential, one_cycle"),
+    (("--schedule", "one-cycle:peak=2"), "--schedule 'one-cycle:peak=2': one-cycle: expected peak to be above 0"),
     (("--hidden", "10,0"), "--hidden: expected sizes from 1 to 1,000,000; received (10, 0)"),
     (("--epochs", "0"), "--epochs: expected a whole number from 1 to 2**31 - 1; received 0"),
     (("--batch-size", "-5"), "--batch-size: expected a whole number from 1 to 2**31 - 1; received -5"),
@@ -350,11 +574,23 @@ def test_a_config_of_other_types_is_damaged(xpnn, tmp_path, change):
     assert err.count("\n") == 1
 
 
+def test_a_run_from_before_a_setting_was_there_has_its_default(xpnn, tmp_path):
+    best = xpnn("train", *QUICK, "--out", "run")[1].split("best validation accuracy ")[1].split()[0]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    for name in ("augment", "tta", "widths", "label_smoothing", "drop_last"):
+        del config["settings"][name]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    status, out, _ = xpnn("evaluate", "run")
+    assert status == 0
+    assert best in next(line for line in out.splitlines() if "all" in line)
+    assert xpnn("train", "--resume", "run", "--epochs", 3)[0] == 0
+
+
 def test_one_image_is_learned_by_heart(xpnn):
     assert xpnn("train", "--backend", "numpy", "--num-train", 1, "--epochs", 1, "--hidden", 4)[0] == 0
 
 
-@pytest.mark.parametrize("rules", ["adam,adam", "adamw", ""])
+@pytest.mark.parametrize("rules", ["adam,adam", "adamax", ""])
 def test_compare_names_rules_that_it_cannot_compare(xpnn, rules):
     status, _, err = xpnn("compare", "--rules", rules)
     assert status == 2

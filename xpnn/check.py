@@ -1,17 +1,20 @@
 """Self-check of an installation: published values, numerical gradients and agreement between backends."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpnn import layers, optim
-from xpnn.backend import Array, Backend, get, to_numpy
+from xpnn.backend import Array, Backend, Shape, get, to_numpy
 from xpnn.gradient_check import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
-from xpnn.models import FullyConnectedNet
+from xpnn.models import FullyConnectedNet, Model, VisionTransformer
 from xpnn.optim import Optimizer
+
+Function = Callable[..., Any]
 
 # The published values carry 8 decimals: half a unit of the last is the most a right float64 result may differ, and
 # in float32 the result's own rounding comes on top; relative for numbers above 1.
@@ -38,7 +41,7 @@ def run(backend: Backend) -> Iterator[Result]:
     checks: list[tuple[str, float, Callable[[], float]]] = [
         *_reference_checks(backend),
         *_gradient_checks(backend),
-        ("parity with NumPy", PARITY, lambda: _parity(backend)),
+        *((f"parity with NumPy, {name}", PARITY, partial(_parity, backend, build)) for name, build in _NETS.items()),
     ]
     for name, limit, measure in checks:
         try:
@@ -74,88 +77,166 @@ def _reference_results(name: str, case: Any, backend: Backend, dtype: str) -> li
         config = {k: inputs[v[1:-1]] if isinstance(v, str) else v for k, v in case["params"]["config"].items()}
         next_w, config = optim.RULES[name](inputs["w"], inputs["dw"], config)
         return [(next_w if key == "next_w" else config[key], value) for key, value in expected.items()]
-    out, _ = getattr(layers, name)(*inputs.values())
+    out, _ = getattr(layers, name)(*inputs.values(), *case["params"].values())
     return [(out, expected["out"])]
 
 
 def _gradient_checks(backend: Backend) -> Iterator[tuple[str, float, Callable[[], float]]]:
+    for name, (forward, backward, *shapes) in _pairs(backend).items():
+        yield f"gradient of {name}", GRADIENT, partial(_pair_error, backend, forward, backward, shapes)
+    for name, (function, y) in _losses(backend).items():
+        yield f"gradient of {name}", GRADIENT, partial(_loss_error, backend, function, y)
+    for name, build in _NETS.items():
+        yield f"gradient of {name}", GRADIENT, partial(_net_error, backend, build)
+
+
+def _pair_error(backend: Backend, forward: Function, backward: Function, shapes: Sequence[Shape]) -> float:
+    """The largest error of a layer's gradients, each input in turn perturbed."""
     rng = np.random.default_rng(0)
-
-    def array(*shape: int) -> Array:
-        return backend.asarray(rng.standard_normal(shape))
-
-    def pair(forward: Callable[..., Any], backward: Callable[..., Any], inputs: list[Array], *rest: Any) -> float:
-        """The largest error of a layer's gradients, each input in turn perturbed."""
-        out, cache = forward(*inputs, *rest)
-        dout = array(*out.shape)
-        grads = backward(dout, cache)
-        grads = grads if isinstance(grads, tuple) else (grads,)
-        return max(
-            rel_error(eval_numerical_gradient_array(lambda _: forward(*inputs, *rest)[0], x, dout), grad)
-            for x, grad in zip(inputs, grads, strict=True)
-        )
-
-    def loss(function: Callable[..., Any]) -> float:
-        x, y = array(4, 5), backend.asarray(np.array([0, 3, 1, 4]))
-        return rel_error(eval_numerical_gradient(lambda x: function(x, y)[0], x, verbose=False), function(x, y)[1])
-
-    def net() -> float:
-        model = FullyConnectedNet(
-            [5, 4],
-            6,
-            3,
-            dropout=0.25,
-            use_batchnorm=True,
-            reg=0.3,
-            weight_scale=0.5,
-            dtype="float64",
-            seed=1,
-            backend=backend,
-        )
-        x, y = array(4, 6), backend.asarray(np.array([0, 2, 1, 1]))
-        _, grads = model.loss(x, y)
-        return max(
-            # A bias before batch norm has no effect: both gradients are rounding errors around zero.
-            float(np.max(np.abs(to_numpy(n) - to_numpy(grads[p])))) if p in ("b1", "b2") else rel_error(n, grads[p])
-            for p, w in model.params.items()
-            for n in [eval_numerical_gradient(lambda _: model.loss(x, y)[0], w, verbose=False)]
-        )
-
-    bn_train, bn_test = (
-        {"mode": m, "running_mean": array(3), "running_var": array(3) ** 2 + 1} for m in ("train", "test")
+    inputs = [backend.asarray(rng.standard_normal(shape)) for shape in shapes]
+    out, cache = forward(*inputs)
+    dout = backend.asarray(rng.standard_normal(out.shape))
+    grads = backward(dout, cache)
+    grads = grads if isinstance(grads, tuple) else (grads,)
+    return max(
+        rel_error(eval_numerical_gradient_array(lambda _: forward(*inputs)[0], x, dout), grad)
+        for x, grad in zip(inputs, grads, strict=True)
     )
-    batchnorm = layers.batchnorm_forward, layers.batchnorm_backward
-    checks: dict[str, Callable[[], float]] = {
-        "affine": lambda: pair(layers.affine_forward, layers.affine_backward, [array(3, 2, 2), array(4, 3), array(3)]),
-        "relu": lambda: pair(layers.relu_forward, layers.relu_backward, [array(4, 5)]),
-        "batchnorm": lambda: pair(*batchnorm, [array(5, 3), array(3), array(3)], bn_train),
-        "batchnorm in test mode": lambda: pair(*batchnorm, [array(5, 3), array(3), array(3)], bn_test),
-        "dropout": lambda: pair(
-            layers.dropout_forward,
-            layers.dropout_backward,
-            [array(4, 5)],
-            {"p": 0.4, "mode": "train", "seed": 7},
+
+
+def _loss_error(backend: Backend, function: Function, y: Array) -> float:
+    x = backend.asarray(np.random.default_rng(0).standard_normal((4, 5)))
+    return rel_error(eval_numerical_gradient(lambda x: function(x, y)[0], x, verbose=False), function(x, y)[1])
+
+
+def _net_error(backend: Backend, build: Callable[..., Model]) -> float:
+    """The largest error of a net's gradients, relative to the largest number of them all.
+
+    Some have no effect and are zero but for rounding: a bias before batch norm, the keys' bias in attention.
+    """
+    rng = np.random.default_rng(0)
+    model = build(reg=0.3, dtype="float64", backend=backend)
+    # Of size one: what normalizes small numbers bends so much that the numerical gradient errs.
+    model.params.flat[...] = backend.asarray(rng.standard_normal(model.params.size))
+    x = backend.asarray(rng.standard_normal((8, *model.input_shape)))
+    y = backend.asarray(np.array([0, 2, 1, 1, 0, 1, 2, 2]))
+    _, grads = model.loss(x, y)
+    errors = [
+        eval_numerical_gradient(lambda _: model.loss(x, y)[0], w, verbose=False) - grads[name]
+        for name, w in model.params.items()
+    ]
+    largest = np.max(np.abs(to_numpy(grads.flat)))
+    return float(max(np.max(np.abs(to_numpy(error))) for error in errors) / largest)
+
+
+def _pairs(backend: Backend) -> dict[str, tuple[Any, ...]]:
+    """Forward, backward and the shapes of what forward takes, for every kind of layer."""
+    statistics = {"running_mean": backend.asarray([0.5, -1.0, 2.0]), "running_var": backend.asarray([1.0, 2.0, 0.5])}
+    indices = backend.asarray([[0, 2, 2], [4, 2, 0]])
+    conv = {"stride": (2, 1), "pad": (1, 2), "dilation": (1, 2), "groups": 2}
+    pool = {"pool_height": 3, "pool_width": 2, "stride": (1, 2)}
+    vector, channel = (3,), (1, 4, 1, 1)
+    return {
+        "affine": (layers.affine_forward, layers.affine_backward, (3, 2, 2), (4, 3), vector),
+        "linear": (layers.linear_forward, layers.linear_backward, (2, 3, 4), (4, 3), vector),
+        "conv": (_with(layers.conv_forward, conv), layers.conv_backward, (2, 4, 5, 4), (6, 2, 3, 2), (6,)),
+        "max_pool": (_with(layers.max_pool_forward, pool), layers.max_pool_backward, (2, 3, 5, 4)),
+        "avg_pool": (_with(layers.avg_pool_forward, pool), layers.avg_pool_backward, (2, 3, 5, 4)),
+        "global_avg_pool": (layers.global_avg_pool_forward, layers.global_avg_pool_backward, (2, 3, 3, 2)),
+        "relu": (layers.relu_forward, layers.relu_backward, (4, 5)),
+        "leaky_relu": (layers.leaky_relu_forward, layers.leaky_relu_backward, (4, 5)),
+        "sigmoid": (layers.sigmoid_forward, layers.sigmoid_backward, (4, 5)),
+        "tanh": (layers.tanh_forward, layers.tanh_backward, (4, 5)),
+        "silu": (layers.silu_forward, layers.silu_backward, (4, 5)),
+        "gelu": (layers.gelu_forward, layers.gelu_backward, (4, 5)),
+        "gelu by tanh": (_with(layers.gelu_forward, "tanh"), layers.gelu_backward, (4, 5)),
+        "batchnorm": (
+            _with(layers.batchnorm_forward, {"mode": "train"}),
+            layers.batchnorm_backward,
+            *((5, 3), vector, vector),
         ),
-        "softmax_loss": lambda: loss(layers.softmax_loss),
-        "svm_loss": lambda: loss(layers.svm_loss),
-        "batch norm, dropout net": net,
+        "batchnorm in test mode": (
+            _with(layers.batchnorm_forward, {"mode": "test", **statistics}),
+            layers.batchnorm_backward,
+            *((5, 3), vector, vector),
+        ),
+        "spatial_batchnorm": (
+            _with(layers.spatial_batchnorm_forward, {"mode": "train"}),
+            layers.spatial_batchnorm_backward,
+            *((2, 3, 2, 2), vector, vector),
+        ),
+        "layernorm": (_with(layers.layernorm_forward, {}), layers.layernorm_backward, (2, 4, 3), vector, vector),
+        "spatial_groupnorm": (
+            _with(layers.spatial_groupnorm_forward, 2, {}),
+            layers.spatial_groupnorm_backward,
+            *((2, 4, 2, 3), channel, channel),
+        ),
+        "rmsnorm": (_with(layers.rmsnorm_forward, {}), layers.rmsnorm_backward, (2, 4, 3), vector),
+        "dropout": (
+            _with(layers.dropout_forward, {"p": 0.4, "mode": "train", "seed": 7}),
+            layers.dropout_backward,
+            (4, 5),
+        ),
+        "attention": (layers.attention_forward, layers.attention_backward, (2, 3, 4), (2, 5, 4), (2, 5, 3)),
+        "embedding": (lambda w: layers.embedding_forward(indices, w), layers.embedding_backward, (5, 3)),
     }
-    for name, measure in checks.items():
-        yield f"gradient of {name}", GRADIENT, measure
 
 
-def _parity(backend: Backend) -> float:
+def _losses(backend: Backend) -> dict[str, tuple[Function, Array]]:
+    """Losses and their targets."""
+    labels = backend.asarray(np.array([0, 3, 1, 4]))
+    shares = backend.asarray(np.linspace(0.1, 0.9, 20).reshape(4, 5))
+    smoothed = partial(layers.softmax_loss, label_smoothing=0.2, reduction="sum")
+    return {
+        "softmax_loss": (layers.softmax_loss, labels),
+        "softmax_loss, smoothed": (smoothed, labels),
+        "svm_loss": (layers.svm_loss, labels),
+        "mse_loss": (layers.mse_loss, shares),
+        "binary_cross_entropy_loss": (layers.binary_cross_entropy_loss, shares),
+    }
+
+
+def _with(forward: Function, *settings: Any) -> Function:
+    """A forward pass with what follows its arrays."""
+    return lambda *arrays: forward(*arrays, *settings)
+
+
+def _residual_net(**options: Any) -> Model:
+    # Smooth from end to end, since a kink between the two points would be an error of the numerical gradient.
+    net = layers.Sequential(
+        layers.Conv(4, 3, pad=1, bias=False),
+        layers.BatchNorm(),
+        layers.GELU(),
+        layers.Residual(layers.Conv(4, 3, pad=1), layers.GELU(), layers.Conv(4, 1)),
+        layers.AvgPool(2),
+        layers.Flatten(),
+        layers.Linear(3),
+    )
+    return Model(net, (2, 4, 4), rng=1, **options)
+
+
+_NETS: dict[str, Callable[..., Model]] = {
+    "batch norm, dropout net": lambda **options: FullyConnectedNet(
+        [5, 4], 6, 3, dropout=0.25, use_batchnorm=True, weight_scale=None, seed=1, **options
+    ),
+    "residual conv net": _residual_net,
+    "vision transformer": lambda **options: VisionTransformer(
+        2, 4, 1, 2, mlp_dim=6, num_classes=3, input_dim=(2, 4, 4), rng=1, **options
+    ),
+}
+
+
+def _parity(backend: Backend, build: Callable[..., Model]) -> float:
     """The largest relative difference of a training run's losses from NumPy's."""
-    ours, numpys = (_losses(b) for b in (backend, get("numpy")))
+    ours, numpys = (_training(b, build) for b in (backend, get("numpy")))
     return float(np.max(np.abs(ours - numpys) / np.abs(numpys)))
 
 
-def _losses(backend: Backend, steps: int = 20) -> np.ndarray:
+def _training(backend: Backend, build: Callable[..., Model], steps: int = 20) -> np.ndarray:
+    """The losses of a training run."""
     rng = np.random.default_rng(0)
-    X, y = rng.standard_normal((32, 20)).astype(np.float32), rng.integers(0, 5, 32)
-    model = FullyConnectedNet(
-        [30, 20], 20, 5, dropout=0.25, use_batchnorm=True, weight_scale=None, backend=backend, rng=0
-    )
+    model = build(backend=backend)
+    X, y = rng.standard_normal((32, *model.input_shape)).astype(np.float32), rng.integers(0, 3, 32)
     optimizer = Optimizer(model.params, "adam")
     losses = []
     for _ in range(steps):

@@ -14,10 +14,14 @@ import xpnn
 from xpnn import backend as backends
 from xpnn.backend import Backend
 from xpnn.data import Dataset
+from xpnn.data.sampling import SAMPLINGS
+from xpnn.data.tta import LEVELS as TTA_LEVELS
 from xpnn.errors import SettingError, XpnnError
+from xpnn.optim import RULES, SCHEDULES
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, Solver, report
+from xpnn.training.recipes import RECIPES
 from xpnn.training.run import (
-    LEARNING_RATES,
+    AUGMENTATIONS,
     RunFolder,
     Settings,
     build_model,
@@ -25,6 +29,7 @@ from xpnn.training.run import (
     flag,
     load_best,
     load_data,
+    predictions,
 )
 
 app = typer.Typer(
@@ -39,7 +44,8 @@ BackendOption = Annotated[
     str | None,
     typer.Option(help="numpy, cupy, torch, array-api-strict; auto takes CuPy where a GPU is.", envvar="XPNN_BACKEND"),
 ]
-HiddenOption = Annotated[str | None, typer.Option(help="Sizes of the hidden layers: 500,500.")]
+ModelOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}; fc by default.")]
+HiddenOption = Annotated[str | None, typer.Option(help="Sizes of the hidden layers: 500,500; one for convnet.")]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images a step.")]
 NumTrainOption = Annotated[int | None, typer.Option(help="Use the first so many training images alone.")]
@@ -51,6 +57,8 @@ DataOption = Annotated[
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 (170 MB) if it is not there.")]
 WeightScaleOption = Annotated[float | None, typer.Option(help="Standard deviation of the first weights.")]
 OutOption = Annotated[str | None, typer.Option(help="New folder for the results; by default one under runs/.")]
+
+COURSE_RULES = ("sgd", "sgd_momentum", "sgd_nesterov_momentum", "rmsprop", "adam")
 
 
 @app.callback(invoke_without_command=True)
@@ -64,20 +72,51 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 def train(
     dataset: Annotated[str | None, typer.Argument(help="digits, which ships with xpnn (default), or cifar10.")] = None,
     backend: BackendOption = None,
-    model: Annotated[str | None, typer.Option(help="fc or two-layer.")] = None,
+    model: ModelOption = None,
     hidden: HiddenOption = None,
+    widths: Annotated[
+        str | None, typer.Option(help="Channels of the stages: three for resnet20, the first for resnet9.")
+    ] = None,
+    filters: Annotated[int | None, typer.Option(help="Filters of convnet's convolution.")] = None,
+    filter_size: Annotated[int | None, typer.Option(help="Their side in pixels.")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of vit's patches in pixels.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Numbers of each of vit's tokens.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks of vit.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads of vit's attention.")] = None,
     epochs: EpochsOption = None,
     batch_size: BatchSizeOption = None,
-    optimizer: Annotated[str | None, typer.Option(help=f"One of {', '.join(LEARNING_RATES)}.")] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help=f"One of {', '.join(RULES)}. Muon takes hidden weights, AdamW at 1e-3 the others."),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; a fitting one for each optimizer.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of an optimizer that has it.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of an optimizer that has it; vit's biases, norms and positions are spared.")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Scale larger gradients down to this norm.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches a step, which goes along their mean.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights to evaluate with.")] = None,
     lr_decay: Annotated[float | None, typer.Option(help="Factor of the learning rate after each epoch.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant, linear, cosine or step.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="As `xpnn schedule` draws them: cosine, one-cycle:peak=0.2, ...")
+    ] = None,
     reg: Annotated[float | None, typer.Option(help="Strength of the L2 penalty.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Share of a label given to all classes.")] = None,
+    augment: Annotated[str | None, typer.Option(help=f"none, or some of {AUGMENTATIONS}, with commas.")] = None,
+    tta: Annotated[
+        str | None, typer.Option(help=f"Augmentation for the validation accuracy: {', '.join(TTA_LEVELS)}.")
+    ] = None,
     dropout: Annotated[float | None, typer.Option(help="Probability to drop.")] = None,
     batchnorm: Annotated[bool | None, typer.Option("--batchnorm/--no-batchnorm", help="Batch norm.")] = None,
     weight_scale: WeightScaleOption = None,
     preprocess: Annotated[str | None, typer.Option(help="center (subtract the mean image) or standardize.")] = None,
-    sampling: Annotated[str | None, typer.Option(help="shuffle, or replacement as in the course.")] = None,
+    sampling: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(SAMPLINGS)}; with replacement as in the course.")
+    ] = None,
+    drop_last: Annotated[
+        bool | None, typer.Option("--drop-last/--keep-last", help="Leave out what does not fill a batch (default).")
+    ] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without progress.")] = None,
     num_train: NumTrainOption = None,
     dtype: DtypeOption = None,
@@ -89,15 +128,20 @@ def train(
         str | None,
         typer.Option(help="Folder of a run to train on; --epochs, --backend, --data and --patience may change."),
     ] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Show the net, layer by layer, and exit.")] = False,
 ) -> None:
     """Train a net and keep its weights, metrics and curves.
 
-    What is not given takes a value that suits the data set; config.json in the run's folder has them all.
+    What is not given takes a value that suits the model and the data set; config.json in the run's folder has them all.
     """
     given = {
-        "model": model, "hidden": _sizes(hidden), "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
-        "lr": lr, "lr_decay": lr_decay, "schedule": schedule, "reg": reg, "dropout": dropout, "batchnorm": batchnorm,
-        "weight_scale": weight_scale, "preprocess": preprocess, "sampling": sampling, "patience": patience,
+        "model": model, "hidden": _sizes("--hidden", hidden), "widths": _sizes("--widths", widths),
+        "filters": filters, "filter_size": filter_size, "patch": patch, "dim": dim, "depth": depth, "heads": heads,
+        "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "momentum": momentum,
+        "weight_decay": weight_decay, "clip_norm": clip_norm, "accumulate": accumulate, "ema": ema,
+        "lr_decay": lr_decay, "schedule": schedule, "reg": reg, "label_smoothing": label_smoothing,
+        "augment": augment, "tta": tta, "dropout": dropout, "batchnorm": batchnorm, "weight_scale": weight_scale,
+        "preprocess": preprocess, "sampling": sampling, "drop_last": drop_last, "patience": patience,
         "num_train": num_train, "dtype": dtype, "seed": seed, "data": data, "backend": backend,
     }  # fmt: skip
     if resume == "":
@@ -110,6 +154,9 @@ def train(
     chosen = _choose_backend(settings.backend)
     images = _images(settings, download)
     net = build_model(settings, images)
+    if summary:
+        net.summary()
+        return
     callbacks: list[Callback] = [report.ProgressBar(console) if console.is_terminal else report.EpochLines(console)]
     if settings.patience is not None:
         callbacks.append(EarlyStopping(settings.patience))
@@ -132,7 +179,8 @@ def train(
         raise typer.Exit(1)
     if solver.stop_reason and solver.epoch < settings.epochs:
         _say(f"stopped at epoch {solver.epoch} of {settings.epochs}: {solver.stop_reason}")
-    _say(f"best validation accuracy {solver.best_val_acc:.4f} after {solver.seconds:.1f} s; {folder.curves}")
+    views = "" if settings.tta == "none" else f" with {settings.tta}"
+    _say(f"best validation accuracy {solver.best_val_acc:.4f}{views} after {solver.seconds:.1f} s; {folder.curves}")
     if solver.stop_reason == "interrupted" and solver.iteration < solver.num_iterations:
         if solver.iteration:
             _say(f"xpnn train --resume {folder.path} trains on")
@@ -144,9 +192,10 @@ def compare(
     dataset: Annotated[str, typer.Argument(help="digits (default) or cifar10.")] = "digits",
     rules: Annotated[
         str, typer.Option(help="Update rules, each with its learning rate after a colon if not the course's.")
-    ] = ",".join(LEARNING_RATES),
+    ] = ",".join(COURSE_RULES),
     backend: BackendOption = None,
-    hidden: HiddenOption = "100,100,100,100,100",
+    model: ModelOption = None,
+    hidden: HiddenOption = None,
     epochs: EpochsOption = 5,
     batch_size: BatchSizeOption = 100,
     weight_scale: WeightScaleOption = None,
@@ -159,28 +208,32 @@ def compare(
 ) -> None:
     """Train one net under several update rules from the same first weights, and draw them side by side.
 
-    With cifar10 it is the course's experiment: 4,000 images, 5 hidden layers of 100 units.
+    With cifar10 it is the course's experiment: 4,000 images, 5 hidden layers of 100 units. Another model has the rest
+    from its recipe.
     """
-    if weight_scale is None and dataset == "cifar10":
-        weight_scale = 5e-2
+    is_course = model in (None, "fc")
+    if is_course:
+        hidden = hidden or "100,100,100,100,100"
+        weight_scale = 5e-2 if weight_scale is None and dataset == "cifar10" else weight_scale
     common = {
-        "hidden": _sizes(hidden), "epochs": epochs, "batch_size": batch_size, "weight_scale": weight_scale,
-        "dtype": dtype, "seed": seed, "data": data, "backend": backend, "preprocess": "center",
-        "sampling": "replacement", "schedule": "constant", "lr_decay": 1.0,
-        "num_train": 4000 if dataset == "cifar10" and num_train is None else num_train,
+        "model": model, "hidden": _sizes("--hidden", hidden), "epochs": epochs, "batch_size": batch_size,
+        "weight_scale": weight_scale, "dtype": dtype, "seed": seed, "data": data, "backend": backend,
+        "preprocess": "center" if is_course else None, "sampling": "replacement", "schedule": "constant",
+        "lr_decay": 1.0, "num_train": 4000 if dataset == "cifar10" and num_train is None else num_train,
     }  # fmt: skip
     runs = {}
     for rule in rules.split(","):
         name, _, rate = rule.strip().partition(":")
-        if name not in LEARNING_RATES or rule.strip() in runs:
-            raise SettingError(f"--rules: expected some of {', '.join(LEARNING_RATES)}, each once; received {rules!r}")
+        if name not in RULES or rule.strip() in runs:
+            raise SettingError(f"--rules: expected some of {', '.join(RULES)}, each once; received {rules!r}")
         runs[rule.strip()] = Settings.of(
             dataset, **common, optimizer=name, lr=_number("--rules", rate) if rate else None
         )
     first = next(iter(runs.values()))
     chosen = _choose_backend(first.backend)
     images = _images(first, download)
-    build_model(first, images)  # before anything is written
+    for settings in runs.values():  # before anything is written
+        build_solver(settings, build_model(settings, images), images)
     folder = RunFolder.create(out, f"compare-{dataset}")
     folder.write_config(chosen, **runs)
     solvers = {}
@@ -216,6 +269,9 @@ def compare(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    tta: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(TTA_LEVELS)}, beside the plain one; the run's by default.")
+    ] = None,
     backend: BackendOption = None,
     data: DataOption = None,
 ) -> None:
@@ -223,18 +279,47 @@ def evaluate(
     import numpy as np
 
     changes = {name: value for name, value in (("backend", backend), ("data", data)) if value is not None}
-    model, images, meta = load_best(RunFolder(run), changes)
+    folder = RunFolder(run)
+    level = tta or folder.read_settings().tta
+    if level not in TTA_LEVELS:
+        raise SettingError(f"--tta: expected one of {', '.join(TTA_LEVELS)}; received {level!r}")
+    model, images, meta = load_best(folder, changes)
     hits = {}
-    for split in ("val", "test"):
-        X, y = getattr(images, f"X_{split}"), getattr(images, f"y_{split}")
-        hits[split] = y, model.backend.to_numpy(model.predict(model.backend.asarray(X))) == y
+    for view in dict.fromkeys(("none", level)):
+        for split, name in (("val", "validation"), ("test", "test")):
+            X, y = getattr(images, f"X_{split}"), getattr(images, f"y_{split}")
+            column = name if view == "none" else f"{name}, {view}"
+            hits[column] = y, predictions(model, X, view) == y
     rows = [
         (name, *(f"{correct[y == label].mean():.4f}" for y, correct in hits.values()))
         for label, name in enumerate(images.class_names)
     ]
     rows.append(("all", *(f"{np.mean(correct):.4f}" for _, correct in hits.values())))
     title = f"accuracy of {run}, weights of epoch {meta['epoch']}, on {model.backend}"
-    report.table(console, title, ("class", "validation", "test"), rows)
+    report.table(console, title, ("class", *hits), rows)
+
+
+@app.command()
+def schedule(
+    specs: Annotated[
+        list[str] | None, typer.Argument(help="Schedules such as cosine or one-cycle:peak=0.2; all named ones.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Mark the axis in epochs of such a training.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture, a .png.")] = Path("schedules.png"),
+) -> None:
+    """Draw the factor of the learning rate over training for one schedule or several."""
+    from xpnn.optim import schedules
+
+    if epochs is not None and epochs < 1:
+        raise SettingError(f"--epochs: expected a whole number of at least 1; received {epochs}")
+    if out.suffix != ".png" or not out.parent.is_dir():
+        raise SettingError(f"--out: expected a .png in a folder that exists; received {out}")
+    chosen = {spec: schedules.get(spec) for spec in specs or [name.replace("_", "-") for name in SCHEDULES]}
+    percents = (0, 10, 25, 50, 75, 90, 100)
+    rows = [(spec, *(f"{function(percent / 100):.3f}" for percent in percents)) for spec, function in chosen.items()]
+    report.table(console, "", ("factor at", *(f"{percent}%" for percent in percents)), rows)
+    report.plot_schedules(out, chosen, epochs)
+    _say(f"figure in {out}")
 
 
 @app.command()
@@ -328,15 +413,13 @@ def _resumed(folder: RunFolder, given: dict[str, Any]) -> Settings:
     return dataclasses.replace(folder.read_settings(), **given)
 
 
-def _sizes(text: str | None) -> tuple[int, ...] | None:
+def _sizes(name: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(size) for size in text.split(","))
     except ValueError:
-        raise SettingError(
-            f"--hidden: expected sizes with commas between, such as 500,500; received {text!r}"
-        ) from None
+        raise SettingError(f"{name}: expected sizes with commas between, such as 500,500; received {text!r}") from None
 
 
 def _number(name: str, text: str) -> float:

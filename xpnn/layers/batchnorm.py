@@ -194,7 +194,7 @@ class BatchNorm(Layer):
     center : bool
         Whether beta is learned; else it is state, and stays at zeros.
     unbiased : bool
-        Whether running_var follows the variance with 1/(N - 1), as PyTorch's does.
+        Whether running_var is as PyTorch's: it starts at ones and follows the variance with 1/(N - 1).
 
     Attributes
     ----------
@@ -245,7 +245,9 @@ class BatchNorm(Layer):
         return self._affine_specs(input_shape, learned=True)
 
     def state_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        statistics = {name: Spec(input_shape[:1], initializers.zeros) for name in self.state_names}
+        var_init = initializers.ones if self.bn_param["unbiased"] else initializers.zeros
+        first = dict(zip(self.state_names, (initializers.zeros, var_init), strict=True))
+        statistics = {name: Spec(input_shape[:1], init) for name, init in first.items()}
         return self._affine_specs(input_shape, learned=False) | statistics
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from xpnn.backend import Array, Backend, Shape, namespace
+from xpnn.backend import Array, Backend, Shape, describe, get, is_array, namespace, to_numpy
 from xpnn.errors import SettingError
 from xpnn.layers import GELU, BatchNorm, Conv, Flatten, Linear, MaxPool, Scale, Sequential, Standardize
-from xpnn.layers.initializers import dirac, torch_default, uniform, whitening
+from xpnn.layers.initializers import constant, dirac, torch_default, uniform, whitening
+from xpnn.layers.layer import Initializer
 from xpnn.models.model import Model
 from xpnn.random import Generator
 
@@ -55,7 +56,7 @@ class Airbench(Model):
         if len(widths) < 1:
             raise SettingError("Airbench: expected at least one width; received none")
         mean, std = (_by_channel(value, channels) for value in standardize)
-        init = torch_default if images is None else whitening((images - mean) / std)
+        init = torch_default if images is None else _whitening(images, mean, std, (2 * fan_in, channels, 2, 2))
         net = Sequential(
             Standardize(mean, std),
             Conv(2 * fan_in, 2, init=init, bias_init=uniform(fan_in**-0.5), train_weights=False, name="whiten"),
@@ -70,6 +71,15 @@ class Airbench(Model):
 
     def torch_key(self, key: str) -> str:
         return key.replace("block", "layers.")
+
+
+def _whitening(images: Array, mean: Any, std: Any, shape: Shape) -> Initializer:
+    """The filters that whiten standardized images, computed now: a model then need not keep the images."""
+    if not is_array(images) or images.ndim != 4 or images.shape[1] != shape[1]:
+        received = f"{describe(images)} {tuple(getattr(images, 'shape', ()))}"
+        raise ValueError(f"Airbench: expected images (N, {shape[1]}, H, W); received {received}")
+    init = whitening((to_numpy(images) - mean) / std)
+    return constant(init(Generator(0), shape, "float64", get("numpy")))
 
 
 def _block(width: int, name: str) -> Sequential:

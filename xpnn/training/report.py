@@ -6,6 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xpnn.optim.schedules import Schedule, sample
 from xpnn.training import checkpoint
 from xpnn.training.solver import Callback, Metrics, Solver
 
@@ -114,6 +115,19 @@ def plot_comparison(path: Path, solvers: Mapping[str, Solver], title: str = "") 
     val.set(xlabel="epoch", title="validation accuracy")
     loss.legend(frameon=False)
     figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_schedules(path: Path, schedules: Mapping[str, Schedule], epochs: int | None = None) -> None:
+    """Draw the factor of the learning rate from the start of training to its end."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    for i, (label, schedule) in enumerate(schedules.items()):
+        progress, factors = sample(schedule, 1001)
+        style = "-" if i < len(COLORS) else "--"
+        axes.plot([t * (epochs or 100) for t in progress], factors, style, color=COLORS[i % len(COLORS)], label=label)
+    axes.set(xlabel="epoch" if epochs else "% of training", ylabel="factor of the learning rate")
+    axes.legend(frameon=False)
     _save(figure, path)
 
 
