@@ -30,7 +30,7 @@ from xpnn.layers import softmax_loss
 from xpnn.optim import Optimizer
 from xpnn.random import Generator
 from xpnn.training.recipes import RECIPES
-from xpnn.training.run import Settings
+from xpnn.training.settings import Settings
 
 LIMIT = 1e-4  # relative
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

@@ -49,7 +49,7 @@ solver = Solver(
     update_rule="adamw",
     optim_config={"learning_rate": 1e-3 if is_cifar10 else 3e-3, "weight_decay": 0.05},
     # Weight decay is for matrices: not for biases, the norms' gamma and beta, or positions.
-    param_groups=[ParamGroup(names, weight_decay=0.0) for names in ("*.b*", "*.gamma", "positions.*")],
+    param_groups=[ParamGroup(["*.b*", "*.gamma", "positions.*"], weight_decay=0.0)],
     clip_norm=1.0,
     schedule="warmup-cosine:0.1",
     augment=[RandomFlip(), RandomCrop(4, mode="zero")] if is_cifar10 else None,  # a digit's mirror image is none

@@ -19,18 +19,10 @@ from xpnn.data.tta import LEVELS as TTA_LEVELS
 from xpnn.errors import SettingError, XpnnError
 from xpnn.optim import RULES, SCHEDULES
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, Solver, report
+from xpnn.training.folder import RunFolder
 from xpnn.training.recipes import RECIPES
-from xpnn.training.run import (
-    AUGMENTATIONS,
-    RunFolder,
-    Settings,
-    build_model,
-    build_solver,
-    flag,
-    load_best,
-    load_data,
-    predictions,
-)
+from xpnn.training.run import build_model, build_solver, load_best, load_data, predictions
+from xpnn.training.settings import AUGMENTATIONS, Settings, flag
 
 app = typer.Typer(
     add_completion=False,

@@ -299,6 +299,21 @@ def test_the_first_group_that_matches_takes_a_parameter(kind):
     assert rates == {"conv1.W": 1.0, "conv1.b": 0.5, "norm.beta": 1.0, "conv2.W": 1.0, "conv2.b": 0.25}
 
 
+def test_a_group_may_have_several_patterns(kind):
+    params = net(kind, "float64", 0)
+    optimizer = Optimizer(params, "sgd", groups=[ParamGroup(["conv1.b", "norm.*"], "frozen")], learning_rate=0.5)
+    before = {name: kind.to_numpy(w).copy() for name, w in params.items()}
+    optimizer.step(net(kind, "float64", 1))
+    moved = {name for name, w in params.items() if (kind.to_numpy(w) != before[name]).any()}
+    assert moved == {name for name in params if name != "conv1.b" and not name.startswith("norm.")}
+
+
+@pytest.mark.parametrize("pattern", [3, [], ["*.b", 3], None])
+def test_what_is_no_pattern_is_refused(pattern):
+    with pytest.raises(SettingError, match="ParamGroup: expected a pattern of parameters' names; received"):
+        ParamGroup(pattern)
+
+
 def test_another_rule_in_a_group_starts_from_its_own_defaults(kind):
     optimizer = Optimizer(
         net(kind, "float64", 0), "adam", groups=[ParamGroup("*.b", "sgd_momentum")], learning_rate=0.5

@@ -16,7 +16,7 @@ from xpnn.layers.initializers import whitening
 from xpnn.optim import Optimizer
 from xpnn.random import Generator
 from xpnn.training.recipes import RECIPES
-from xpnn.training.run import Settings
+from xpnn.training.settings import Settings
 
 RECIPE = RECIPES["airbench"]
 SMALL, FULL = (8, 10, 12), (64, 256, 256)

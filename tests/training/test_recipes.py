@@ -8,7 +8,8 @@ from xpnn.data import Dataset
 from xpnn.errors import SettingError
 from xpnn.optim import Optimizer
 from xpnn.training.recipes import RECIPES
-from xpnn.training.run import Settings, build_model
+from xpnn.training.run import build_model
+from xpnn.training.settings import Settings
 
 NETS = {
     "fc": {"hidden": (6, 6)},

@@ -9,7 +9,8 @@ from xpnn import data
 from xpnn.data import AlternatingFlip, ColorJitter, Cutout, Mixup, RandomCrop, RandomFlip
 from xpnn.errors import SettingError
 from xpnn.optim import EMA
-from xpnn.training.run import Settings, build_model, build_solver, predictions, transforms
+from xpnn.training.run import build_model, build_solver, predictions
+from xpnn.training.settings import Settings, transforms
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ class ParamGroup:
 
     Parameters
     ----------
-    pattern : str
+    pattern : str or sequence of str
         Of their names, with ``*``, ``?`` and ``[...]`` as in file names: ``"*.b"``, ``"block?.conv*.W"``.
     rule : str or callable, optional
         As for `Optimizer`, or ``"frozen"``, which leaves them as they are; the optimizer's own by default.
@@ -28,11 +28,20 @@ class ParamGroup:
     """
 
     def __init__(
-        self, pattern: str, rule: str | Rule | None = None, schedule: str | Schedule | None = None, **config: Any
+        self,
+        pattern: str | Sequence[str],
+        rule: str | Rule | None = None,
+        schedule: str | Schedule | None = None,
+        **config: Any,
     ) -> None:
-        if not isinstance(pattern, str):
+        if isinstance(pattern, str):
+            self.patterns: tuple[str, ...] = (pattern,)
+        else:
+            self.patterns = tuple(pattern) if isinstance(pattern, Iterable) else ()
+        if not self.patterns or not all(isinstance(p, str) for p in self.patterns):
             raise SettingError(f"ParamGroup: expected a pattern of parameters' names; received {pattern!r}")
-        self.pattern, self.rule, self.config = pattern, rule, dict(config)
+        self.pattern = ", ".join(self.patterns)
+        self.rule, self.config = rule, dict(config)
         try:
             self.schedule = None if schedule is None else schedules.get(schedule)
         except SettingError as error:
@@ -40,20 +49,25 @@ class ParamGroup:
 
     def __repr__(self) -> str:
         settings = "".join(f", {key}={value!r}" for key, value in self.config.items())
-        return f"ParamGroup({self.pattern!r}, rule={self.rule!r}{settings})"
+        pattern = self.pattern if len(self.patterns) == 1 else list(self.patterns)
+        return f"ParamGroup({pattern!r}, rule={self.rule!r}{settings})"
+
+    def matches(self, name: str) -> bool:
+        """Return whether a parameter's name fits one of the patterns."""
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def completed(self, rule: str | Rule, config: Config) -> "ParamGroup":
         """Return the group with a rule and settings where it has none."""
         where = f"group {self.pattern!r}: "
         if self.rule is not None and find_rule(self.rule, where) is not find_rule(rule):
             return self
-        out = ParamGroup(self.pattern, rule, self.schedule)
+        out = ParamGroup(self.patterns, rule, self.schedule)
         out.config = {**config, **self.config}
         return out
 
 
 def divide(names: Iterable[str], groups: Sequence[ParamGroup]) -> tuple[list[list[str]], list[str]]:
-    """Return the names that go to each group, the first whose pattern matches, and those that are left.
+    """Return the names that go to each group, the first with a pattern that matches, and those that are left.
 
     Raises
     ------
@@ -63,9 +77,9 @@ def divide(names: Iterable[str], groups: Sequence[ParamGroup]) -> tuple[list[lis
     left, names = list(names), list(names)
     members = []
     for group in groups:
-        taken = [name for name in left if fnmatchcase(name, group.pattern)]
+        taken = [name for name in left if group.matches(name)]
         if not taken:
-            others = " and that no group before takes" if any(fnmatchcase(n, group.pattern) for n in names) else ""
+            others = " and that no group before takes" if any(map(group.matches, names)) else ""
             known = ", ".join(names) or "there are none"
             raise SettingError(
                 f"group {group.pattern!r}: expected a pattern that matches parameters{others}; "

@@ -27,7 +27,7 @@ from xpnn.models.airbench import CIFAR_MEAN, CIFAR_STD
 from xpnn.optim import ParamGroup
 
 if TYPE_CHECKING:
-    from xpnn.training.run import Settings
+    from xpnn.training.settings import Settings
 
 Sizes = tuple[int, ...]
 Values = Mapping[str, Any]  # of settings
@@ -136,10 +136,10 @@ class Recipe:
                 raise SettingError(f"--optimizer: expected another than muon, as {settings.model} has one hidden layer")
             rest = [name for name in model.params if name not in hidden]
             rate = LEARNING_RATES["adamw"]
-            return config, [ParamGroup(name, "adamw", learning_rate=rate, weight_decay=0.0) for name in rest]
-        if settings.weight_decay is None:
+            return config, [ParamGroup(rest, "adamw", learning_rate=rate, weight_decay=0.0)] if rest else []
+        if settings.weight_decay is None or not self.undecayed:
             return config, []
-        return config, [ParamGroup(pattern, weight_decay=0.0) for pattern in self.undecayed]
+        return config, [ParamGroup(self.undecayed, weight_decay=0.0)]
 
     def _spares(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.undecayed)
@@ -204,7 +204,15 @@ class ConvNet(Recipe):
     defaults: ClassVar[Values] = {"batchnorm": False, "schedule": "cosine"}
     on: ClassVar[Mapping[str, Values]] = {
         "digits": {"filters": 32, "filter_size": 3, "hidden": (100,), "epochs": 15, "batch_size": 32},
-        "cifar10": {"filters": 32, "filter_size": 7, "hidden": (100,), "weight_scale": 1e-2},
+        "cifar10": {
+            "filters": 32,
+            "filter_size": 7,
+            "hidden": (100,),
+            "batchnorm": True,
+            "weight_scale": 1e-2,
+            "augment": "crop:2,flip",
+            "reg": 1e-3,
+        },
     }
 
     def build(
