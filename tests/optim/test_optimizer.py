@@ -308,6 +308,36 @@ def test_a_group_may_have_several_patterns(kind):
     assert moved == {name for name in params if name != "conv1.b" and not name.startswith("norm.")}
 
 
+def test_every_pattern_of_a_group_must_match(kind):
+    with pytest.raises(SettingError, match=r"received '\*\.bias', which matches none of conv1\.W"):
+        Optimizer(net(kind, "float64", 0), "sgd", groups=[ParamGroup(["*.b", "*.bias"])])
+
+
+def test_a_group_cannot_have_the_buffers_name(kind):
+    with pytest.raises(SettingError, match="group 'flat': expected another pattern"):
+        Optimizer(net(kind, "float64", 0), "sgd", groups=[ParamGroup("flat")])
+
+
+def test_a_frozen_group_has_no_schedule():
+    with pytest.raises(SettingError, match="frozen: expected no schedule; received 'linear'"):
+        ParamGroup("*.b", "frozen", schedule="linear")
+
+
+def test_setting_the_rate_keeps_the_groups_in_proportion(kind):
+    groups = [ParamGroup("conv1.b", learning_rate=0.0), ParamGroup("*.b", learning_rate=0.2)]
+    optimizer = Optimizer(net(kind, "float64", 0), "sgd", groups=groups, learning_rate=0.1)
+    optimizer.learning_rate = 0.05
+    rates = {name: config["learning_rate"] for name, config in optimizer.groups.items()}
+    assert rates == {"flat": 0.05, "conv1.b": 0.0, "*.b": 0.1}
+
+
+def test_a_rate_of_zero_has_no_proportion(kind):
+    groups = [ParamGroup("*.b", learning_rate=0.2)]
+    optimizer = Optimizer(net(kind, "float64", 0), "sgd", groups=groups, learning_rate=0.0)
+    with pytest.raises(SettingError, match="expected a first learning_rate other than 0"):
+        optimizer.learning_rate = 0.05
+
+
 @pytest.mark.parametrize("pattern", [3, [], ["*.b", 3], None])
 def test_what_is_no_pattern_is_refused(pattern):
     with pytest.raises(SettingError, match="ParamGroup: expected a pattern of parameters' names; received"):
@@ -504,11 +534,8 @@ def test_settings_name_those_of_every_group(kind):
     }
 
 
-def test_defaults_are_those_that_all_rules_share(kind):
-    params = net(kind, "float64", 0)
-    assert Optimizer(params, "sgd_momentum").defaults == {"learning_rate": 1e-2, "momentum": 0.9}
-    mixed = Optimizer(params, "sgd_momentum", groups=[ParamGroup("*.b", "adam")])
-    assert mixed.defaults == {"learning_rate": 1e-2}
+def test_each_group_has_the_defaults_of_its_rule(kind):
+    mixed = Optimizer(net(kind, "float64", 0), "sgd_momentum", groups=[ParamGroup("*.b", "adam")])
     assert mixed.defaults_of("flat") == {"learning_rate": 1e-2, "momentum": 0.9}
     assert mixed.defaults_of("*.b") == RULES["adam"].defaults
 

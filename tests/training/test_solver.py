@@ -7,11 +7,12 @@ import signal
 import numpy as np
 import pytest
 
+from oracles import normals
 from xpnn import Model, Solver, backend
 from xpnn.data.augmentation import AlternatingFlip, ColorJitter, Compose, Cutout, Mixup, Normalize, RandomCrop
 from xpnn.data.tta import tta_scores
 from xpnn.errors import CheckpointError, SettingError
-from xpnn.layers import Affine, Dropout, ReLU, Sequential
+from xpnn.layers import Affine, BatchNorm, Dropout, ReLU, Sequential
 from xpnn.models import FullyConnectedNet
 from xpnn.optim import EMA, Lookahead, ParamGroup
 from xpnn.training import Callback, EarlyStopping
@@ -731,6 +732,52 @@ def test_a_callback_may_set_the_learning_rate():
     solver = make_solver(num_epochs=2, callbacks=[spy, Halve()])
     solver.train()
     assert [e["learning_rate"] for e in spy.events if isinstance(e, dict)] == [1e-2, 5e-3, 2.5e-3]
+
+
+def test_a_rate_that_a_callback_has_set_outlives_an_interruption(tmp_path):
+    class HalveOnce(Callback):
+        def on_epoch(self, solver, metrics):
+            if metrics["epoch"] == 1:
+                solver.learning_rate /= 2
+
+    whole = make_solver(num_epochs=4, callbacks=[HalveOnce()])
+    whole.train()
+    first = make_solver(num_epochs=4, callbacks=[HalveOnce(), SaveAt(tmp_path / "part", 2)])
+    first.train()
+    resumed = make_solver(num_epochs=4, callbacks=[HalveOnce()])
+    resumed.resume(tmp_path / "part")
+    resumed.train()
+    assert resumed.learning_rate == whole.learning_rate == make_solver().learning_rate / 2
+    assert resumed.loss_history == whole.loss_history
+
+
+class SaveAt(Callback):
+    """Write a checkpoint after one epoch."""
+
+    def __init__(self, path, epoch):
+        self.path, self.epoch = path, epoch
+
+    def on_epoch(self, solver, metrics):
+        if metrics["epoch"] == self.epoch:
+            solver.save(self.path)
+
+
+def test_the_seconds_of_a_check_include_its_last_step():
+    spy = Spy()
+    make_solver(num_epochs=1, callbacks=[spy]).train()
+    assert all(event["seconds"] > 0 for event in spy.events if isinstance(event, dict) and event["iteration"])
+
+
+def test_an_average_takes_in_the_models_running_statistics():
+    model = Model(Sequential(Affine(4), BatchNorm(), Affine(3)), (5,), rng=0)
+    average = EMA(model.params, 0.5)
+    data = {
+        f"{k}_{split}": v for split in ("train", "val") for k, v in (("X", normals((20, 5))), ("y", np.arange(20) % 3))
+    }
+    solver = Solver(model, data, average=average, batch_size=10, num_epochs=1, seed=0, verbose=False)
+    assert average.average_state.keys() == {"batchnorm1.running_mean", "batchnorm1.running_var"}
+    solver.train()
+    assert (average.average_state["batchnorm1.running_var"] != 0).all()
 
 
 def test_metrics_have_no_nan(tmp_path):

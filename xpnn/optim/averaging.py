@@ -22,6 +22,12 @@ class _Average:
         self.average_state = _copy(self._state())
         self.updates = 0
 
+    def include(self, state: ReadState) -> None:
+        """Average this too, unless state was given: how a `Solver` adds its model's running statistics."""
+        if self._read_state is None:
+            self._read_state = state
+            self.average_state = _copy(self._state())
+
     def _state(self) -> dict[str, Array]:
         """The state as it is now: a layer may have replaced its arrays since."""
         return {} if self._read_state is None else {k: a for k, a in self._read_state().items() if is_floating(a)}
@@ -108,7 +114,8 @@ class EMA(_Average):
         d, in [0, 1).
     state : callable, optional
         Returns a mapping of further arrays to average, such as running statistics: ``lambda: model.state``. It is
-        called anew each time, because layers replace them. Integers among them are left out.
+        called anew each time, because layers replace them. Integers among them are left out. A `Solver` gives its
+        model's where there is none.
 
     Attributes
     ----------

@@ -42,6 +42,8 @@ class ParamGroup:
             raise SettingError(f"ParamGroup: expected a pattern of parameters' names; received {pattern!r}")
         self.pattern = ", ".join(self.patterns)
         self.rule, self.config = rule, dict(config)
+        if rule == frozen.__name__ and schedule is not None:
+            raise SettingError(f"group {self.pattern!r}: frozen: expected no schedule; received {schedule!r}")
         try:
             self.schedule = None if schedule is None else schedules.get(schedule)
         except SettingError as error:
@@ -85,6 +87,12 @@ def divide(names: Iterable[str], groups: Sequence[ParamGroup]) -> tuple[list[lis
                 f"group {group.pattern!r}: expected a pattern that matches parameters{others}; "
                 f"received one that matches none of {known}"
             )
+        for pattern in group.patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise SettingError(
+                    f"group {group.pattern!r}: expected patterns that match parameters; received {pattern!r}, which "
+                    f"matches none of {', '.join(names)}"
+                )
         members.append(taken)
         left = [name for name in left if name not in set(taken)]
     return members, left

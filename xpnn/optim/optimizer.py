@@ -69,8 +69,8 @@ class Optimizer:
     groups : dict of str to dict
         The rule's config for each array it runs on: ``"flat"`` for the buffer, or what the groups leave of it, a
         group's pattern for its segments, else by parameter name. Frozen parameters have none.
-    rule, rule_name, state_names : callable, str, tuple of str
-        The rule of parameters that are in no group, its name, and the names of the arrays it keeps.
+    rule, rule_name : callable, str
+        The rule of parameters that are in no group, and its name.
 
     Raises
     ------
@@ -96,12 +96,13 @@ class Optimizer:
         self._parts: dict[str, _Part] = {}
         self._group_rules: dict[str, str] = {}
         self._backend: Backend | None = None
+        if any(group.pattern == self.FLAT for group in groups):
+            raise SettingError(f"group {self.FLAT!r}: expected another pattern; that is the name of the buffer's group")
         members, rest = divide(params, groups)
         self._add(ParamGroup("").completed(rule, config), rest, is_default=True)
         self.rule = find_rule(rule)
         self.rule_name = rule_name(self.rule)
-        self.state_names: tuple[str, ...] = getattr(self.rule, "state", ())
-        shared = {key: value for key, value in config.items() if key not in self.state_names}
+        shared = {key: value for key, value in config.items() if key not in getattr(self.rule, "state", ())}
         for group, names in zip(groups, members, strict=True):
             self._add(group.completed(rule, shared), names)
 
@@ -237,12 +238,6 @@ class Optimizer:
             self._backend = backend
         return backend
 
-    @property
-    def defaults(self) -> dict[str, float]:
-        """The settings, with their defaults, that the rules of all groups have."""
-        first, *others = [part.defaults for part in self._parts.values()] or [{}]
-        return {name: value for name, value in first.items() if all(name in other for other in others)}
-
     def defaults_of(self, name: str) -> dict[str, float]:
         """Return the settings, with their defaults, of the rule that `groups` has a config for under that name."""
         return dict(self._parts[name].defaults)
@@ -257,10 +252,14 @@ class Optimizer:
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        first = next((part.base_rate for part in self._parts.values() if part.base_rate is not None), None)
-        for name, part in self._parts.items():
-            own = first if part.base_rate is None else part.base_rate
-            self.groups[name]["learning_rate"] = rate * (own / first) if own and first and own != first else rate
+        rates = {name: part.base_rate for name, part in self._parts.items() if part.base_rate is not None}
+        first = next(iter(rates.values()), None)
+        if first == 0 and any(rates.values()):
+            raise SettingError(
+                "Optimizer: expected a first learning_rate other than 0, for others to keep in proportion"
+            )
+        for name, own in rates.items():
+            self.groups[name]["learning_rate"] = rate * (own / first) if first and own != first else rate
 
     def set_progress(self, progress: float, schedule: str | Schedule = "constant", factor: float = 1.0) -> None:
         """Set every rate for a point of the training: ``its first value * factor * schedule(progress)``.

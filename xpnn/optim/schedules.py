@@ -52,15 +52,15 @@ def steps(milestones: Sequence[float], factor: float = 0.1) -> Schedule:
     Raises
     ------
     SettingError
-        For milestones that do not rise within [0, 1], or a factor that is not above 0.
+        For milestones that do not rise within [0, 1], or a factor outside (0, 1].
 
     Source: He, Zhang, Ren and Sun, "Deep residual learning", CVPR 2016, section 4.2.
     """
     milestones = tuple(map(float, milestones))
     if not milestones or not _rise(milestones):
         raise SettingError(f"steps: expected milestones that rise within [0, 1]; received {_text(milestones)}")
-    if not 0 < factor < math.inf:
-        raise SettingError(f"steps: expected a factor above 0; received {factor}")
+    if not 0 < factor <= 1:
+        raise SettingError(f"steps: expected a factor above 0, at most 1; received {factor}")
     return partial(_steps, milestones, float(factor))
 
 

@@ -23,6 +23,7 @@ class Progress:
     val_acc_history: list[float]
     best_val_acc: float
     best_epoch: int
+    rate_factor: float
     order_state: tuple[int, ...]
     augmentation_state: tuple[int, ...]
     evaluation_state: tuple[int, ...]

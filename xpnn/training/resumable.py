@@ -29,6 +29,8 @@ class Resumable(ABC):
     X_train: Array
     batch_size: int
     sampling: str
+    tta: str
+    num_val_samples: int | None
     drop_last: bool
     augment: Compose
     accumulate: int
@@ -81,7 +83,10 @@ class Resumable(ABC):
         )
         checkpoint.save(path, arrays, progress.to_meta())
 
-    _HISTORY = ("epoch", "iteration", "seconds", "train_acc_history", "val_acc_history", "best_val_acc", "best_epoch")
+    _HISTORY = (
+        *("epoch", "iteration", "seconds", "train_acc_history", "val_acc_history", "best_val_acc", "best_epoch"),
+        "rate_factor",
+    )
 
     def _task(self) -> dict[str, Any]:
         """What must be the same when training goes on, so that it goes on as if never interrupted."""
@@ -92,6 +97,8 @@ class Resumable(ABC):
             "drop_last": self.drop_last,
             "augment": repr(self.augment),
             "accumulate": self.accumulate,
+            "tta": self.tta,
+            "num_val_samples": self.num_val_samples,
             "average": _describe(self.average),
             "dtype": self.dtype,
             "update_rule": self.optimizer.rule_name,
@@ -105,7 +112,7 @@ class Resumable(ABC):
         """Take up training where a checkpoint of `save` left it; `train` then goes on to `num_epochs`.
 
         The result is the same as if training had never stopped, on another backend to rounding. The learning rate
-        and its schedule are those of this Solver.
+        and its schedule are those of this Solver; where a callback had changed the rate, it is changed as much.
 
         Raises
         ------

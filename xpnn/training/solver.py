@@ -5,6 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,12 @@ class Solver(Resumable):
     clip_norm : float, optional
         Gradients whose norm is larger are scaled down to it.
     average : EMA or Lookahead, optional
-        Of the model's parameters, updated after each step. Its weights are those whose accuracy is measured and of
-        which the best are kept.
+        Of the model's parameters, updated after each step, and of its state. Its weights are those whose accuracy is
+        measured and of which the best are kept.
     accumulate : int
         How many batches make a step. It goes along the mean of their gradients, which is the gradient of one large
         batch where the loss is a mean over examples, and a fraction of it where the loss is a sum. The last step of
-        an epoch takes the batches that are left.
+        an epoch takes the batches that are left; a smaller batch counts as much as the others.
     lr_decay : float
         The learning rate is multiplied by it after every epoch.
     schedule : str or callable
@@ -188,11 +189,16 @@ class Solver(Resumable):
 
         config = optim_config or {}
         self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
-        self._first_rate, self._rate_factor = self.optimizer.learning_rate, 1.0
+        self._first_rate, self.rate_factor = (
+            self.optimizer.learning_rate,
+            1.0,
+        )  # the second is what callbacks made of it
         if average is not None and (not isinstance(average, EMA | Lookahead) or average.params is not model.params):
             raise SettingError(
                 f"Solver: expected average to be an EMA or Lookahead of model.params; received {average!r}"
             )
+        if average is not None and isinstance(model, Model):
+            average.include(partial(getattr, model, "state"))
         self.average = average
         self._accumulated = GradientMean(model.params) if self.accumulate > 1 else None
         self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
@@ -204,6 +210,7 @@ class Solver(Resumable):
 
         self.epoch = self.iteration = 0
         self.seconds = self.images_per_second = 0.0
+        self._started = 0.0  # when training would have, had it never stopped
         self._images, self._step_seconds = 0, 0.0  # of this epoch, without its accuracy check
         self.stop_reason = ""
         self.diverged = False
@@ -234,13 +241,13 @@ class Solver(Resumable):
 
         May be set, by a callback for example; the rates of other groups change in proportion.
         """
-        return None if self._first_rate is None else self._first_rate * self._rate_factor
+        return None if self._first_rate is None else self._first_rate * self.rate_factor
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
         if not self._first_rate:
             raise SettingError(f"Solver: expected a learning_rate other than {self._first_rate} to begin with")
-        self._rate_factor = float(rate) / self._first_rate
+        self.rate_factor = float(rate) / self._first_rate
         self._set_learning_rate()
 
     @property
@@ -261,7 +268,7 @@ class Solver(Resumable):
         if self.epoch >= self.total_epochs:
             self.total_epochs = self.epoch + self.num_epochs
         self.stop_reason, self.diverged, self.is_whole, self._finite = "", False, False, None
-        started = time.perf_counter() - self.seconds
+        self._started = time.perf_counter() - self.seconds
         self._set_learning_rate()
         with deferred_interrupt(self.stop), contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
@@ -270,7 +277,7 @@ class Solver(Resumable):
             self._check_if_due(self.optimizer.learning_rate)  # one that an error or a checkpoint came before
             while self.iteration < self.num_iterations and not self.stop_reason:
                 self._iterate()
-                self.seconds = time.perf_counter() - started
+                self.seconds = time.perf_counter() - self._started
             self._read_losses()
             self.is_whole = True
         self._restore_best()
@@ -303,7 +310,8 @@ class Solver(Resumable):
             callback.on_iteration(self)
         if epoch_ends:
             self._read_losses()
-        self._step_seconds += time.perf_counter() - started
+        now = time.perf_counter()
+        self.seconds, self._step_seconds = now - self._started, self._step_seconds + now - started
         if epoch_ends:
             self.images_per_second = self._images / self._step_seconds
             self._images, self._step_seconds = 0, 0.0
@@ -363,7 +371,7 @@ class Solver(Resumable):
     def _set_learning_rate(self) -> None:
         """Set the rates of the step that this iteration belongs to."""
         begun = self.iteration - self.iteration % self.iterations_per_epoch % self.accumulate
-        factor = self._rate_factor * self.lr_decay**self.epoch
+        factor = self.rate_factor * self.lr_decay**self.epoch
         self.optimizer.set_progress(begun / self.num_iterations, self.schedule, factor)
 
     def _read_losses(self) -> None:
