@@ -23,11 +23,15 @@ parser.add_argument("--epochs", type=int, help="default 3 for cifar10, 10 for di
 parser.add_argument("--batchnorm", action="store_true", help="spatial batch norm after the convolution")
 parser.add_argument("--out", type=Path, default=Path("figures/convnet.png"))
 args = parser.parse_args()
+args.out.parent.mkdir(parents=True, exist_ok=True)
 
 where = backend.get(args.backend)
 is_cifar10 = args.dataset == "cifar10"
+if args.epochs is None:
+    args.epochs = 3 if is_cifar10 else 10
 images = data.load(args.dataset, args.data)
-images = images.take(args.images or len(images.X_train))
+if args.images is not None:
+    images = images.take(args.images)
 
 net = ThreeLayerConvNet(
     images.input_shape,
@@ -47,7 +51,7 @@ solver = Solver(
     images,
     update_rule="adam",
     optim_config={"learning_rate": 1e-3},
-    num_epochs=args.epochs or (3 if is_cifar10 else 10),
+    num_epochs=args.epochs,
     batch_size=50,
     seed=0,
     print_every=100,
@@ -83,6 +87,5 @@ for axes in (loss, accuracy):
 picture.imshow(as_grid(where.to_numpy(net.params["W1"])), cmap="gray")  # three channels are taken for red, green, blue
 picture.set_title("filters of the first layer")
 picture.set_axis_off()
-args.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(args.out, dpi=120)
 print(f"figure in {args.out}")

@@ -19,15 +19,20 @@ parser.add_argument("--epochs", type=int, help="default 25 for cifar10, 60 for d
 parser.add_argument("--p", type=float, help="probability to drop; default 0.6 for cifar10, 0.3 for digits")
 parser.add_argument("--out", type=Path, default=Path("figures/dropout.png"))
 args = parser.parse_args()
+args.out.parent.mkdir(parents=True, exist_ok=True)
 
 where = backend.get(args.backend)
 is_cifar10 = args.dataset == "cifar10"
+if args.epochs is None:
+    args.epochs = 25 if is_cifar10 else 60
+if args.p is None:
+    args.p = 0.6 if is_cifar10 else 0.3
 images = data.load(args.dataset, args.data).take(500 if is_cifar10 else 200)
 mean = images.mean_image.reshape(-1)
 
 figure = Figure(figsize=(9, 3.8), layout="constrained")
 train_axes, val_axes = figure.subplots(1, 2, sharey=True)
-for p, color in ((0.0, "#E69F00"), (args.p or (0.6 if is_cifar10 else 0.3), "#0072B2")):
+for p, color in ((0.0, "#E69F00"), (args.p, "#0072B2")):
     net = FullyConnectedNet(
         [100] * 3,
         input_dim=mean.size,
@@ -42,7 +47,7 @@ for p, color in ((0.0, "#E69F00"), (args.p or (0.6 if is_cifar10 else 0.3), "#00
         images.arrays(),
         update_rule="adam",
         optim_config={"learning_rate": 5e-4},
-        num_epochs=args.epochs or (25 if is_cifar10 else 60),
+        num_epochs=args.epochs,
         batch_size=100 if is_cifar10 else 20,
         seed=0,
         verbose=False,
@@ -56,6 +61,5 @@ for axes, title in ((train_axes, "training accuracy"), (val_axes, "validation ac
     axes.set(title=title, xlabel="epoch")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-args.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(args.out, dpi=120)
 print(f"figure in {args.out}")

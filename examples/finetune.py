@@ -31,13 +31,18 @@ parser.add_argument(
 )
 parser.add_argument("--out", type=Path, default=Path("figures/finetune.png"))
 args = parser.parse_args()
+args.out.parent.mkdir(parents=True, exist_ok=True)
 
 where = backend.get(args.backend)
 is_cifar10 = args.dataset == "cifar10"
-epochs = args.epochs or (8 if is_cifar10 else 20)
-shots = args.shots or (100 if is_cifar10 else 5)
+epochs, shots = args.epochs, args.shots
+if epochs is None:
+    epochs = 8 if is_cifar10 else 20
+if shots is None:
+    shots = 100 if is_cifar10 else 5
 images = data.load(args.dataset, args.data)
-images = images.take(args.images or len(images.X_train))
+if args.images is not None:
+    images = images.take(args.images)
 standardize = images.mean_image, images.pixel_std
 
 
@@ -88,7 +93,6 @@ def train(
     return solver
 
 
-args.out.parent.mkdir(parents=True, exist_ok=True)
 old, new = only(0), only(5, shots)
 print(f"old classes: {', '.join(old.class_names)}; {len(old.X_train)} training images")
 print(f"new classes: {', '.join(new.class_names)}; {len(new.X_train)} training images")

@@ -17,6 +17,7 @@ parser.add_argument("--data", help="folder of CIFAR-10")
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--out", type=Path, default=Path("figures/optimizers.png"))
 args = parser.parse_args()
+args.out.parent.mkdir(parents=True, exist_ok=True)
 
 where = backend.get(args.backend)
 images = data.load(args.dataset, args.data)
@@ -52,6 +53,5 @@ for rule, learning_rate in learning_rates.items():
     train_acc, val_acc = solver.train_acc_history[-1], solver.val_acc_history[-1]
     print(f"{rule:22s} loss {solver.loss_history[-1]:.3f}  train {train_acc:.3f}  val {val_acc:.3f}")
 
-args.out.parent.mkdir(parents=True, exist_ok=True)
 plot_comparison(args.out, solvers, f"update rules on {args.dataset}, on {where}")
 print(f"figure in {args.out}")

@@ -26,11 +26,13 @@ parser.add_argument("--images", type=int, help="train on the first so many; defa
 parser.add_argument("--epochs", type=int, default=15)
 parser.add_argument("--out", type=Path, default=Path("figures/vit.png"))
 args = parser.parse_args()
+args.out.parent.mkdir(parents=True, exist_ok=True)
 
 where = backend.get(args.backend)
 is_cifar10 = args.dataset == "cifar10"
 images = data.load(args.dataset, args.data)
-images = images.take(args.images or len(images.X_train))
+if args.images is not None:
+    images = images.take(args.images)
 
 net = VisionTransformer(
     patch=4 if is_cifar10 else 2,
@@ -93,6 +95,5 @@ shown = similarity.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit)
 similarity.set_title("cosine of each position to all others")
 similarity.set_axis_off()
 figure.colorbar(shown, ax=similarity)
-args.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(args.out, dpi=120)
 print(f"figure in {args.out}")

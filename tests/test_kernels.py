@@ -2,12 +2,14 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import inspect
 import os
 import shutil
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
@@ -105,16 +107,16 @@ CALLS = {
     "layers.pooling.window_max_grad": [
         (layout(normals(3, 5, *window.counts((9, 8)), dtype=dtype)), window_max(x, window)[1], (9, 8), window)
         for dtype, layout in FLOATS
-        for x in IMAGES[:2]
+        for x in (IMAGES[0], IMAGES[4])  # without ties and with them
         for window in POOLS
     ],
 }
 
-# Relative to the largest number of a result: the convolutions add up to some hundred products, in another order; the
-# others are a few roundings from the truth on both sides. What is not here is equal to the bit.
+# Of each number and of 1: both sides are a few roundings from the truth.
+ELEMENTWISE = {"special.erf": 8, "layers.activation.gelu_and_slope": 8}
+# Of a result's largest number: the convolutions add up to some hundred products, in another order. What is in neither
+# table is equal to the bit.
 ROUNDINGS = {
-    "special.erf": 8,
-    "layers.activation.gelu_and_slope": 8,
     "layers.convolution.correlate": 16,
     "layers.convolution.correlate_filter_grad": 16,
     "layers.convolution.correlate_input_grad": 16,
@@ -131,8 +133,17 @@ def registered():
 
 
 def definition(function):
-    module, _, name = function.rpartition(".")
-    return getattr(importlib.import_module(f"xpnn.{module}"), name)
+    """The function itself, which for the time of the call finds no kernels."""
+    name, _, attribute = function.rpartition(".")
+    module = importlib.import_module(f"xpnn.{name}")
+    plain = getattr(module, attribute)
+
+    @functools.wraps(plain)
+    def call(*args):
+        with unittest.mock.patch.object(module, "fast_path", create=True, return_value=None):
+            return plain(*args)
+
+    return call
 
 
 def python(code, **environment):
@@ -178,10 +189,12 @@ def assert_same_results(function, library, fast, args):
         result = backends.to_numpy(result)
         assert result.dtype == truth.dtype
         assert result.shape == truth.shape
-        tolerance = 0.0
-        if function in ROUNDINGS and truth.dtype.kind == "f":
-            tolerance = ROUNDINGS[function] * np.finfo(truth.dtype).eps * np.nanmax(np.abs(truth))
-        np.testing.assert_allclose(result, truth, rtol=0, atol=tolerance, err_msg=f"{function} on {library}")
+        rtol = atol = 0.0
+        if truth.dtype.kind == "f":
+            eps = np.finfo(truth.dtype).eps
+            rtol = ELEMENTWISE.get(function, 0) * eps
+            atol = rtol + ROUNDINGS.get(function, 0) * eps * np.nanmax(np.abs(truth), initial=0.0)
+        np.testing.assert_allclose(result, truth, rtol=rtol, atol=atol, err_msg=f"{function} on {library}")
 
 
 @pytest.mark.parametrize("kernel", ["correlate", "correlate_filter_grad", "correlate_input_grad"])

@@ -17,12 +17,12 @@ from xpnn.data import Dataset
 from xpnn.data.sampling import SAMPLINGS
 from xpnn.data.tta import LEVELS as TTA_LEVELS
 from xpnn.errors import SettingError, XpnnError
-from xpnn.optim import RULES, SCHEDULES
+from xpnn.optim import RULES
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, Solver, report
 from xpnn.training.folder import RunFolder
 from xpnn.training.recipes import RECIPES
 from xpnn.training.run import build_model, build_solver, load_best, load_data, predictions
-from xpnn.training.settings import AUGMENTATIONS, Settings, flag
+from xpnn.training.settings import AUGMENTATIONS, SCHEDULE_NAMES, Settings, find_schedule, flag
 
 app = typer.Typer(
     add_completion=False,
@@ -37,12 +37,14 @@ BackendOption = Annotated[
     typer.Option(help="numpy, cupy, torch, array-api-strict; auto takes CuPy where a GPU is.", envvar="XPNN_BACKEND"),
 ]
 ModelOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}; fc by default.")]
-HiddenOption = Annotated[str | None, typer.Option(help="Sizes of the hidden layers: 500,500; one for convnet.")]
+HiddenOption = Annotated[
+    str | None, typer.Option(help="Sizes of the hidden layers: 500,500; one for convnet and two-layer.")
+]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Images a step.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images a batch.")]
 NumTrainOption = Annotated[int | None, typer.Option(help="Use the first so many training images alone.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
-SeedOption = Annotated[int | None, typer.Option(help="Of weights, batches and dropout.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of weights, batches, dropout and augmentation.")]
 DataOption = Annotated[
     str | None, typer.Option(help="Folder or archive of CIFAR-10; else XPNN_DATA, else the user's cache.")
 ]
@@ -67,7 +69,11 @@ def train(
     model: ModelOption = None,
     hidden: HiddenOption = None,
     widths: Annotated[
-        str | None, typer.Option(help="Channels of the stages: three for resnet20, the first for resnet9.")
+        str | None,
+        typer.Option(
+            help="Channels of the stages: three for resnet20 and resnet56, the first for resnet9, "
+            "one a block for airbench."
+        ),
     ] = None,
     filters: Annotated[int | None, typer.Option(help="Filters of convnet's convolution.")] = None,
     filter_size: Annotated[int | None, typer.Option(help="Their side in pixels.")] = None,
@@ -102,7 +108,9 @@ def train(
     dropout: Annotated[float | None, typer.Option(help="Probability to drop.")] = None,
     batchnorm: Annotated[bool | None, typer.Option("--batchnorm/--no-batchnorm", help="Batch norm.")] = None,
     weight_scale: WeightScaleOption = None,
-    preprocess: Annotated[str | None, typer.Option(help="center (subtract the mean image) or standardize.")] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(help="center (subtract the mean image; not for airbench) or standardize.")
+    ] = None,
     sampling: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(SAMPLINGS)}; with replacement as in the course.")
     ] = None,
@@ -120,7 +128,9 @@ def train(
         str | None,
         typer.Option(help="Folder of a run to train on; --epochs, --backend, --data and --patience may change."),
     ] = None,
-    summary: Annotated[bool, typer.Option("--summary", help="Show the net, layer by layer, and exit.")] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Read the data, show the net layer by layer, and exit.")
+    ] = False,
 ) -> None:
     """Train a net and keep its weights, metrics and curves.
 
@@ -136,6 +146,9 @@ def train(
         "preprocess": preprocess, "sampling": sampling, "drop_last": drop_last, "patience": patience,
         "num_train": num_train, "dtype": dtype, "seed": seed, "data": data, "backend": backend,
     }  # fmt: skip
+    for name, path in (("--out", out), ("--resume", resume)):
+        if summary and path is not None:
+            raise SettingError(f"{name}: expected none with --summary, which trains nothing; received {path!r}")
     if resume == "":
         raise SettingError("--resume: expected the folder of a run; received an empty name")
     folder = RunFolder(resume) if resume else None
@@ -287,7 +300,8 @@ def evaluate(
         for label, name in enumerate(images.class_names)
     ]
     rows.append(("all", *(f"{np.mean(correct):.4f}" for _, correct in hits.values())))
-    title = f"accuracy of {run}, weights of epoch {meta['epoch']}, on {model.backend}"
+    weights = f", weights of epoch {meta['epoch']}" if "epoch" in meta else ""
+    title = f"accuracy of {run}{weights}, on {model.backend}"
     report.table(console, title, ("class", *hits), rows)
 
 
@@ -300,13 +314,11 @@ def schedule(
     out: Annotated[Path, typer.Option(help="The picture, a .png.")] = Path("schedules.png"),
 ) -> None:
     """Draw the factor of the learning rate over training for one schedule or several."""
-    from xpnn.optim import schedules
-
     if epochs is not None and epochs < 1:
         raise SettingError(f"--epochs: expected a whole number of at least 1; received {epochs}")
     if out.suffix != ".png" or not out.parent.is_dir():
         raise SettingError(f"--out: expected a .png in a folder that exists; received {out}")
-    chosen = {spec: schedules.get(spec) for spec in specs or [name.replace("_", "-") for name in SCHEDULES]}
+    chosen = {spec: find_schedule(spec) for spec in specs or SCHEDULE_NAMES}
     percents = (0, 10, 25, 50, 75, 90, 100)
     rows = [(spec, *(f"{function(percent / 100):.3f}" for percent in percents)) for spec, function in chosen.items()]
     report.table(console, "", ("factor at", *(f"{percent}%" for percent in percents)), rows)

@@ -87,7 +87,7 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     picked = xp.sum(xp.where(hit, x, 0.0), axis=1, keepdims=True)
     margins = xp.where(hit, 0.0, xp.maximum(x - picked + 1.0, 0.0))
     active = xp.astype(margins > 0.0, x.dtype)
-    return xp.sum(margins) / n, xp.where(hit, -xp.sum(active, axis=1, keepdims=True), active) / n
+    return xp.sum(margins / n), xp.where(hit, -xp.sum(active, axis=1, keepdims=True), active) / n
 
 
 def mse_loss(x: Array, y: Array, reduction: str = "mean") -> tuple[Array, Array]:
@@ -117,7 +117,7 @@ def mse_loss(x: Array, y: Array, reduction: str = "mean") -> tuple[Array, Array]
     xp = _check_same("mse_loss", x, y)
     n = _count("mse_loss", reduction, math.prod(x.shape))
     error = x - xp.astype(y, x.dtype, copy=False)
-    return xp.sum(error * error) / n, error * (2.0 / n)
+    return xp.sum(error * (error / n)), error * (2.0 / n)
 
 
 def binary_cross_entropy_loss(x: Array, y: Array, reduction: str = "mean") -> tuple[Array, Array]:
@@ -153,7 +153,7 @@ def binary_cross_entropy_loss(x: Array, y: Array, reduction: str = "mean") -> tu
     y = xp.astype(y, x.dtype, copy=False)
     # log(1 + exp(x)) is max(x, 0) + log(1 + exp(-|x|)), which does not overflow
     losses = xp.maximum(x, 0.0) - x * y + xp.log1p(xp.exp(-xp.abs(x)))
-    return xp.sum(losses / n), (special.sigmoid(x) - y) / n
+    return xp.sum(losses * (1.0 / n)), (special.sigmoid(x) - y) * (1.0 / n)
 
 
 def _one_hot(xp: Any, x: Array, y: Array) -> Array:

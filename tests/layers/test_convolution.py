@@ -168,6 +168,7 @@ def test_frozen_weights_are_state_and_get_no_gradient(kind, dtype):
     [
         (lambda: Conv(0, 3), "conv: expected filters, a positive multiple of groups 1; received 0"),
         (lambda: Conv(3, 3, groups=2), "conv: expected filters, a positive multiple of groups 2; received 3"),
+        (lambda: Conv(3, 3, groups=0), "conv: expected groups, a whole number of at least 1; received 0"),
         (lambda: Conv(3, 0, name="stem"), "stem: expected a kernel of at least 1, one number or two; received 0"),
         (lambda: Conv(3, 3, stride=0), "conv: expected a stride of at least 1, one number or two; received 0"),
         (lambda: Conv(3, 2, pad="same"), "conv: expected an odd window and a stride of 1 for pad 'same'; received a w"),
@@ -177,6 +178,11 @@ def test_frozen_weights_are_state_and_get_no_gradient(kind, dtype):
 def test_an_impossible_layer_is_refused(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+def test_what_is_no_initializer_is_refused():
+    with pytest.raises(TypeError, match=r"^stem: expected an initializer; received 0\.1"):
+        Conv(3, 3, init=0.1, name="stem")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,13 @@ def trained(kind, dtype="float64"):
 # The net
 
 
+@pytest.mark.parametrize(("widths", "size"), [((4,), 32), ((4, 6), 32), ((4, 6, 8), 64)])
+def test_larger_images_leave_the_head_more_inputs_to_divide_by(widths, size):
+    model = Airbench(widths=widths, input_dim=(3, size, size), rng=0)
+    (inputs, _), (*_, scale) = model.params.shapes["head.W"], model.net.layers.values()
+    assert scale.factor == 1.0 / inputs
+
+
 def test_it_has_the_originals_numbers():
     model = Airbench(rng=0)
     # 1.97 M in the paper: what learns, of which the whitening filters, 24 x 3 x 2 x 2, are no part

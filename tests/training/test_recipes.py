@@ -6,7 +6,7 @@ import pytest
 from xpnn import data
 from xpnn.data import Dataset
 from xpnn.errors import SettingError
-from xpnn.optim import Optimizer
+from xpnn.optim import RULES, Optimizer
 from xpnn.training.recipes import RECIPES
 from xpnn.training.run import build_model
 from xpnn.training.settings import Settings
@@ -80,6 +80,20 @@ def test_another_optimizer_comes_with_its_own_rate_momentum_and_decay():
     assert (own.lr, own.momentum, own.weight_decay) == (0.1, 0.9, 5e-4)
     other = Settings.of("cifar10", model="resnet20", optimizer="lion")
     assert (other.lr, other.momentum, other.weight_decay) == (1e-4, None, None)
+
+
+def test_rules_but_rmsprop_have_their_default_rate():
+    assert {rule: Settings.of("digits", optimizer=rule).lr for rule in RULES} == {
+        "sgd": 1e-2,
+        "sgd_momentum": 1e-2,
+        "sgd_nesterov_momentum": 1e-2,
+        "nesterov": 1e-2,
+        "rmsprop": 2e-4,
+        "adam": 1e-3,
+        "adamw": 1e-3,
+        "lion": 1e-4,
+        "muon": 2e-2,
+    }
 
 
 def test_the_net_of_images_is_standardized_by_channel(images):

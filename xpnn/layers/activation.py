@@ -86,7 +86,9 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     """
     xp = one_kind("leaky_relu", x=x)
     slope = _check_slope("leaky_relu", negative_slope)
-    out = xp.maximum(x, 0.0) + slope * xp.minimum(x, 0.0)
+    out = xp.maximum(x, 0.0)
+    if slope:  # 0 times minus infinity is no number
+        out = out + slope * xp.minimum(x, 0.0)
     return out, (out, slope)  # out is positive where x is
 
 

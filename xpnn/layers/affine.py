@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
-from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout
+from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import over_rows
 
 
@@ -212,9 +212,7 @@ class Linear(Layer):
         self.units = operator.index(units)
         if units < 1:
             raise ValueError(f"{name or 'linear'}: expected at least 1 unit; received {units}")
-        if not callable(init):
-            raise TypeError(f"{name or 'linear'}: expected an initializer; received {init!r}")
-        self.bias, self.init = bool(bias), init
+        self.bias, self.init = bool(bias), check_init(name or "linear", init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) < 1 or input_shape[-1] < 1:

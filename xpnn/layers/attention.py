@@ -7,7 +7,7 @@ from typing import ClassVar
 from xpnn.backend import Array, Shape, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.affine import linear_backward, linear_forward
-from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout
+from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 
 SMALL_NORMAL = initializers.normal(0.02)  # usual for transformers
 
@@ -206,9 +206,7 @@ class MultiHeadAttention(Layer):
         self.heads = operator.index(heads)
         if heads < 1:
             raise ValueError(f"{where}: expected at least 1 head; received {heads}")
-        if not callable(init):
-            raise TypeError(f"{where}: expected an initializer; received {init!r}")
-        self.causal, self.init = bool(causal), init
+        self.causal, self.init = bool(causal), check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 2 or 0 in input_shape or input_shape[1] % self.heads:

@@ -8,6 +8,8 @@ from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
 from xpnn.layers.rows import images, over_rows, pixels
 
+RUNNING = ("running_mean", "running_var")
+
 
 def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
     """Normalize each feature over the batch: ``out = gamma (x - mean) / sqrt(var + eps) + beta``.
@@ -59,24 +61,24 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
         raise ValueError("batchnorm: expected at least one example to take statistics of; received none")
     if mode == "train" and n == 1 and unbiased:
         raise ValueError("batchnorm: expected at least two values to take an unbiased variance of; received one")
-    for key in ("running_mean", "running_var"):
+    for key in RUNNING:
         if key not in bn_param:
             bn_param[key] = xp.zeros(x.shape[1:], dtype=x.dtype, device=x.device)
         one_kind("batchnorm", x=x, **{key: bn_param[key]})
         if bn_param[key].shape != x.shape[1:]:
             received = tuple(bn_param[key].shape)
             raise ValueError(f"batchnorm: expected {key} of shape {tuple(x.shape[1:])}; received {received}")
-        bn_param[key] = xp.astype(bn_param[key], x.dtype, copy=False)
+    running_mean, running_var = (xp.astype(bn_param[key], x.dtype, copy=False) for key in RUNNING)
     if mode == "train":
         mean = over_rows(xp.mean, x)
         centered = x - mean
         var = over_rows(xp.mean, centered * centered)
-        running_var = var * (n / (n - 1)) if unbiased else var
-        bn_param["running_mean"] = momentum * bn_param["running_mean"] + (1 - momentum) * mean
-        bn_param["running_var"] = momentum * bn_param["running_var"] + (1 - momentum) * running_var
+        batch_var = var * (n / (n - 1)) if unbiased else var
+        bn_param["running_mean"] = momentum * running_mean + (1 - momentum) * mean
+        bn_param["running_var"] = momentum * running_var + (1 - momentum) * batch_var
     else:
-        centered = x - bn_param["running_mean"]
-        var = bn_param["running_var"]
+        centered = x - running_mean
+        var = running_var
     inv_std = 1.0 / xp.sqrt(var + eps)
     scale = gamma * inv_std  # of D numbers: x_hat itself would be one more array of x's size
     out = centered * scale
@@ -202,7 +204,7 @@ class BatchNorm(Layer):
         The dict that `batchnorm_forward` is called with; it is also the layer's `state`.
     """
 
-    state_names = ("running_mean", "running_var")
+    state_names = RUNNING
     torch_names: ClassVar[dict[str, str]] = {
         "gamma": "weight",
         "beta": "bias",

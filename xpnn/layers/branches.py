@@ -61,9 +61,9 @@ class _Branches(Container):
         for (key, layer), layer_cache, part in zip(self.layers.items(), caches, parts, strict=True):
             if input_grad or layer.has_params:
                 dx, layer_grads = layer.backward(part, layer_cache, input_grad)
-                dxs.append(dx)
+                dxs += [] if dx is None else [dx]
                 grads |= {f"{key}.{name}": grad for name, grad in layer_grads.items()}
-        return (reduce(add, dxs) if input_grad else None), grads
+        return (reduce(add, dxs) if input_grad and dxs else None), grads
 
 
 class Parallel(_Branches):

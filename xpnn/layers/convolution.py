@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
-from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout
+from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import over_rows, pixels
 from xpnn.windows import Pair, Window, as_pair
 
@@ -146,6 +146,8 @@ def _columns(xp: Any, x: Array, window: Window, groups: int) -> Array:
 def _zero_pad(xp: Any, x: Array, pad: Pair) -> Array:
     """Images with rows and columns of zeros around them."""
     (ph, pw), (n, c, height, width) = pad, x.shape
+    if ph == pw == 0:
+        return x
     padded = xp.zeros((n, c, height + 2 * ph, width + 2 * pw), dtype=x.dtype, device=x.device)
     padded[:, :, ph : ph + height, pw : pw + width] = x
     return padded
@@ -161,9 +163,12 @@ def _window(where: str, size: Pair, conv_param: Mapping[str, Any]) -> Window:
 
 
 def _check_groups(where: str, groups: Any) -> int:
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{where}: expected groups, a whole number of at least 1; received {groups!r}")
-    return groups
+    try:
+        if operator.index(groups) >= 1:
+            return operator.index(groups)
+    except TypeError:
+        pass
+    raise ValueError(f"{where}: expected groups, a whole number of at least 1; received {groups!r}")
 
 
 # The course has several implementations to compare; here there is one, and it is the fast one.
@@ -225,14 +230,15 @@ class Conv(Layer):
                     f"{where}: expected an odd window and a stride of 1 for pad 'same'; received {received}"
                 )
             self.window = self.window._replace(pad=(high // 2, wide // 2))
-        self.bias, self.init, self.bias_init, self.train_weights = bias, init, bias_init, train_weights
+        self.init, self.bias_init = check_init(where, init), check_init(where, bias_init)
+        self.bias, self.train_weights = bias, train_weights
 
     def _w_spec(self, input_shape: Shape) -> Spec:
         return Spec((self.filters, input_shape[0] // self.groups, *self.window.size), self.init, decay=True)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         where = self.path or "conv"
-        if len(input_shape) != 3 or input_shape[0] % self.groups:
+        if len(input_shape) != 3 or input_shape[0] < 1 or input_shape[0] % self.groups:
             expected = "input of shape (C, H, W)" + f", C a multiple of {self.groups}" * (self.groups > 1)
             raise ValueError(f"{where}: expected {expected}; received {input_shape}")
         _, height, width = input_shape

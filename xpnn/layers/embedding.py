@@ -2,13 +2,13 @@
 
 import math
 import operator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from xpnn import backend as backends
 from xpnn.backend import Array, Shape, describe, dtype_name, is_array, is_integer, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.affine import linear_backward, linear_forward
-from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout
+from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 
 SMALL_NORMAL = initializers.normal(0.02)  # usual for transformers
 ONE_HOT_NUMBERS = 2**22  # how many numbers of a one-hot matrix `embedding_backward` makes at a time
@@ -177,7 +177,7 @@ class Embedding(Layer):
         self.num_embeddings, self.dim = operator.index(num_embeddings), operator.index(dim)
         if num_embeddings < 1 or dim < 1:
             raise ValueError(f"{where}: expected at least 1 embedding and 1 feature; received {num_embeddings}, {dim}")
-        self.init = _check_init(where, init)
+        self.init = check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape, self.dim)
@@ -206,7 +206,7 @@ class PositionalEmbedding(Layer):
 
     def __init__(self, *, init: Initializer = SMALL_NORMAL, name: str = "") -> None:
         super().__init__(name)
-        self.init = _check_init(name or "positionalembedding", init)
+        self.init = check_init(name or "positionalembedding", init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return _check_tokens(self.path or "positionalembedding", input_shape)
@@ -244,7 +244,7 @@ class PatchEmbedding(Layer):
         self.size, self.dim = operator.index(size), operator.index(dim)
         if size < 1 or dim < 1:
             raise ValueError(f"{where}: expected a size and features of at least 1; received {size} and {dim}")
-        self.init = _check_init(where, init)
+        self.init = check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 3 or 0 in input_shape or input_shape[1] % self.size or input_shape[2] % self.size:
@@ -282,12 +282,6 @@ class TokenMean(Layer):
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         return namespace(dout).broadcast_to((dout / cache[1])[:, None, :], cache), {}
-
-
-def _check_init(where: str, init: Any) -> Initializer:
-    if not callable(init):
-        raise TypeError(f"{where}: expected an initializer; received {init!r}")
-    return init
 
 
 def _check_tokens(where: str, input_shape: Shape) -> Shape:

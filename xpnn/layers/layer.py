@@ -18,6 +18,13 @@ def check_dout(where: str, dout: Array, cached: Array, shape: Shape) -> Any:
     return xp
 
 
+def check_init(where: str, init: Any) -> Initializer:
+    """Return an initializer; raise TypeError for what cannot be one."""
+    if not callable(init):
+        raise TypeError(f"{where}: expected an initializer; received {init!r}")
+    return init
+
+
 class Spec(NamedTuple):
     """A parameter, or a piece of state, before it exists."""
 
@@ -95,7 +102,7 @@ class Layer:
         xp = namespace(x)
         out, _ = self.forward(x, train=True)
         finite = all(bool(xp.all(xp.isfinite(a))) for a in (*self.params.values(), out))
-        return ("" if finite else self.path), out
+        return ("" if finite else self.path or type(self).__name__.lower()), out
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         """Return the output for a batch, and what `backward` needs."""

@@ -1,6 +1,5 @@
 """Rows of features: images as rows of pixels and back, and sums over many rows."""
 
-import math
 from collections.abc import Callable
 
 from xpnn.backend import Array, Shape, namespace
@@ -20,13 +19,22 @@ def images(rows: Array, shape: Shape) -> Array:
     return xp.permute_dims(xp.reshape(rows, (n, h, w, c)), (0, 3, 1, 2))
 
 
+BLOCK = 256  # rows
+
+
 def over_rows(reduce: Callable[..., Array], x: Array) -> Array:
     """Sum or average rows (N, D); where they are many first in blocks, then over these.
 
     NumPy adds rows one by one: over the pixels of a batch, float32 would lose two digits.
     """
-    n, d = x.shape
-    block = math.gcd(n, 256)
-    if n < 1024 or block < 16:
+    xp, (n, d) = namespace(x), x.shape
+    whole = n - n % BLOCK
+    if n < 4 * BLOCK:
         return reduce(x, axis=0)
-    return reduce(reduce(namespace(x).reshape(x, (n // block, block, d)), axis=1), axis=0)
+    blocks = reduce(reduce(xp.reshape(x[:whole, :], (whole // BLOCK, BLOCK, d)), axis=1), axis=0)
+    if whole == n:
+        return blocks
+    rest = reduce(x[whole:, :], axis=0)
+    if reduce is xp.mean:
+        return blocks * (whole / n) + rest * ((n - whole) / n)
+    return blocks + rest

@@ -37,8 +37,10 @@ class Standardize(Layer):
         return {key: Spec(input_shape, initializers.constant(value)) for key, value in self.statistics.items()}
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        centered = x - self.state["mean"]
-        return (centered / self.state["std"] if "std" in self.state else centered), None
+        out = x - self.state["mean"]
+        if "std" in self.state:
+            out /= self.state["std"]
+        return out, None
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         return (dout / self.state["std"] if "std" in self.state else dout), {}

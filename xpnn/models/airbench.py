@@ -55,6 +55,7 @@ class Airbench(Model):
         channels, fan_in = input_dim[0], 4 * input_dim[0]
         if len(widths) < 1:
             raise SettingError("Airbench: expected at least one width; received none")
+        height, width = (((size - 1) >> len(widths)) // 3 for size in input_dim[1:])  # of what the head sees
         mean, std = (_by_channel(value, channels) for value in standardize)
         init = torch_default if images is None else _whitening(images, mean, std, (2 * fan_in, channels, 2, 2))
         net = Sequential(
@@ -65,7 +66,7 @@ class Airbench(Model):
             MaxPool(3),
             Flatten(),
             Linear(num_classes, bias=False, init=_unit_std, name="head"),
-            Scale(1.0 / widths[-1]),
+            Scale(1.0 / max(widths[-1] * height * width, 1)),
         )
         super().__init__(net, tuple(input_dim), **options)
 

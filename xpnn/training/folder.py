@@ -93,13 +93,18 @@ class RunFolder:
         Raises
         ------
         CheckpointError
-            When the folder holds no run, or its config.json is damaged.
+            When the folder holds no run of one net, or its config.json cannot be read or is damaged.
         """
         try:
             return Settings.from_json(json.loads(self.config.read_text())["settings"])
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{self.path}: expected the folder of a run; it has no config.json") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{self.config}: cannot be read ({error.strerror})") from None
+        except KeyError:
+            expected = "the folder of `xpnn train`"
+            raise CheckpointError(f"{self.path}: expected {expected}; its config.json has no settings") from None
+        except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{self.config}: expected the settings of a run; it is damaged ({error})") from None
 
     def truncate_metrics(self, epoch: int) -> None:

@@ -24,7 +24,7 @@ from xpnn.models import (
     VisionTransformer,
 )
 from xpnn.models.airbench import CIFAR_MEAN, CIFAR_STD
-from xpnn.optim import ParamGroup
+from xpnn.optim import RULES, ParamGroup
 
 if TYPE_CHECKING:
     from xpnn.training.settings import Settings
@@ -32,18 +32,11 @@ if TYPE_CHECKING:
 Sizes = tuple[int, ...]
 Values = Mapping[str, Any]  # of settings
 
-# A fitting learning rate for each rule, where it is not the recipe's: the course's, then its authors'.
-LEARNING_RATES = {
-    "sgd": 1e-2,
-    "sgd_momentum": 1e-2,
-    "sgd_nesterov_momentum": 1e-2,
-    "rmsprop": 2e-4,
-    "adam": 1e-3,
-    "nesterov": 1e-2,
-    "adamw": 1e-3,
-    "lion": 1e-4,
-    "muon": 2e-2,
-}
+# A fitting learning rate for each rule, where it is not the recipe's: its default, and for RMSProp the course's.
+LEARNING_RATES: dict[str, float] = {
+    name: rule.defaults["learning_rate"]  # type: ignore[attr-defined]
+    for name, rule in RULES.items()
+} | {"rmsprop": 2e-4}
 
 # The settings of every recipe, unless it says otherwise.
 COMMON: Values = {
@@ -100,7 +93,8 @@ class Recipe:
         out = {**COMMON, **self.defaults, **self.on.get(dataset, {})}
         rule = given.get("optimizer", out["optimizer"])
         if rule != out["optimizer"]:
-            out |= {"lr": LEARNING_RATES.get(rule, COMMON["lr"]), "momentum": None, "weight_decay": None}
+            # of an unknown rule: none, which Settings refuses
+            out |= {"lr": LEARNING_RATES.get(rule), "momentum": None, "weight_decay": None}
         return {**out, **given, "dataset": dataset}
 
     def check(self, settings: "Settings") -> None:
@@ -353,7 +347,13 @@ class Airbench94(Recipe):
         return out
 
     def statistics(self, images: Dataset, preprocess: str) -> tuple[Any, Any]:
-        return CIFAR_MEAN, 1.0 if preprocess == "center" else CIFAR_STD
+        return CIFAR_MEAN, CIFAR_STD
+
+    def check(self, settings: "Settings") -> None:
+        if settings.preprocess != "standardize":
+            raise SettingError(
+                f"--preprocess: expected standardize for --model {settings.model}; received {settings.preprocess}"
+            )
 
     def reduction(self, settings: "Settings") -> str:
         return "sum" if settings.optimizer == "muon" else "mean"

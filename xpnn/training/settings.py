@@ -12,12 +12,14 @@ from xpnn.data import AlternatingFlip, ColorJitter, Cutout, Mixup, RandomCrop, R
 from xpnn.data.sampling import SAMPLINGS
 from xpnn.data.tta import LEVELS as TTA_LEVELS
 from xpnn.errors import SettingError
-from xpnn.optim import RULES, schedules
+from xpnn.optim import RULES, SCHEDULES, schedules
+from xpnn.optim.schedules import Schedule
 from xpnn.training.recipes import RECIPES, models_with
 from xpnn.training.typed import check_fields
 
 DTYPES = ("float32", "float64")
 PREPROCESSING = ("center", "standardize")
+SCHEDULE_NAMES = tuple(name.replace("_", "-") for name in SCHEDULES)  # those that need no arguments
 
 # What `--augment` knows: how to make it, the kinds of its arguments, and how many it must have.
 _TRANSFORMS: dict[str, tuple[Callable[..., Transform], tuple[type, ...], int]] = {
@@ -160,7 +162,7 @@ class Settings:
             if getattr(self, name) is not None and self.optimizer not in able:
                 raise SettingError(f"{flag(name)}: expected --optimizer {' or '.join(able)}; received {self.optimizer}")
         try:
-            schedules.get(self.schedule)
+            find_schedule(self.schedule)
         except SettingError as error:
             raise SettingError(f"--{error}") from None
         transforms(self.augment)
@@ -184,6 +186,21 @@ def flag(name: str) -> str:
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise SettingError(f"{flag(name)}: expected one of {', '.join(known)}; received {value!r}")
+
+
+def find_schedule(text: str) -> Schedule:
+    """Return the schedule that a text such as ``"one-cycle:peak=0.2"`` names.
+
+    Raises
+    ------
+    SettingError
+        For a name that is unknown, or arguments that do not fit.
+    """
+    name = text.partition(":")[0].strip().replace("_", "-")
+    if name not in (*SCHEDULE_NAMES, "piecewise"):
+        expected = ", ".join((*SCHEDULE_NAMES, "piecewise:0=0.2,0.5=1,1=0"))
+        raise SettingError(f"schedule: expected one of {expected}; received {text!r}")
+    return schedules.get(text)
 
 
 def transforms(text: str, fill: float | tuple[float, ...] = 0.0) -> list[Transform]:

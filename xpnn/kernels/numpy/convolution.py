@@ -1,7 +1,7 @@
 """Convolution on NumPy: a few images at a time, their windows as rows of a matrix that stays in the cache.
 
 Images are handled as (N, H, W, C), so that the numbers of a window's row lie side by side; results come back as
-(N, C, H, W) views of that. A chunk's rows never take more than `COLUMNS` bytes, whatever the batch.
+(N, C, H, W) views of that. A chunk is as many images as have rows of `COLUMNS` bytes, one at least.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from xpnn.kernels import kernel
 from xpnn.windows import Pair, Window
 
 COLUMNS = 4 * 2**20  # bytes
+ONE_PIXEL = Window((1, 1))
 
 
 @kernel("layers.convolution.correlate", "numpy")
@@ -38,9 +39,7 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, group
         rows = _rows(dout[images])
         for g, (taps, douts) in enumerate(zip(columns, np.split(rows, groups, axis=1), strict=True)):
             dw[g] += np.matmul(taps.T, douts, out=part)
-    return np.ascontiguousarray(dw.reshape(groups, kh, kw, c, f // groups).transpose(0, 4, 3, 1, 2)).reshape(
-        f, c, kh, kw
-    )
+    return dw.reshape(groups, kh, kw, c, f // groups).transpose(0, 4, 3, 1, 2).reshape(f, c, kh, kw)
 
 
 @kernel("layers.convolution.correlate_input_grad", "numpy")
@@ -72,6 +71,9 @@ def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: W
 def _chunks(x: np.ndarray, window: Window, groups: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """A few images at a time: which they are, and for each group the matrix whose rows are their windows."""
     (n, channels, height, width), (ph, pw), (kh, kw) = x.shape, window.pad, window.size
+    if window == ONE_PIXEL and groups == 1:  # the images are the matrix
+        yield slice(0, n), [_rows(x)]
+        return
     c, counts = channels // groups, window.counts(x.shape[2:])
     length = _chunk_length(counts[0] * counts[1] * kh * kw * channels, x.dtype)
     padded = np.zeros((min(length, n), *window.padded((height, width)), channels), dtype=x.dtype)
