@@ -340,8 +340,8 @@ def test_schedule_takes_what_train_takes(xpnn, tmp_path):
     assert status == 0
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert cells == [
-        ["piecewise:0=0.2,0.5=1,1=0", "0.200", "0.360", "0.600", "1.000", "0.500", "0.200", "0.000"],
-        ["linear", "1.000", "0.900", "0.750", "0.500", "0.250", "0.100", "0.000"],
+        ["piecewise:0=0.2,0.5=1,1=0", "0.20", "0.36", "0.60", "1.00", "0.50", "0.20", "0.00"],
+        ["linear", "1.00", "0.90", "0.75", "0.50", "0.25", "0.10", "0.00"],
     ]
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 

@@ -320,8 +320,8 @@ def schedule(
         raise SettingError(f"--out: expected a .png in a folder that exists; received {out}")
     chosen = {spec: find_schedule(spec) for spec in specs or SCHEDULE_NAMES}
     percents = (0, 10, 25, 50, 75, 90, 100)
-    rows = [(spec, *(f"{function(percent / 100):.3f}" for percent in percents)) for spec, function in chosen.items()]
-    report.table(console, "", ("factor at", *(f"{percent}%" for percent in percents)), rows)
+    rows = [(spec, *(f"{function(percent / 100):.2f}" for percent in percents)) for spec, function in chosen.items()]
+    report.table(console, "", ("factor at %", *map(str, percents)), rows)
     report.plot_schedules(out, chosen, epochs)
     _say(f"figure in {out}")
 
