@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
+from xpnn import backend as backends
 from xpnn.backend import Array, Backend, Shape, dtype_name
 
 
@@ -100,3 +101,10 @@ class Parameters(MutableMapping[str, Array]):
         """Move the buffer itself: whoever holds this object goes along."""
         self.backend, self.flat = backend, backend.asarray(self.flat, copy=True)
         self._views = self.views(self.flat)
+
+
+def copied(arrays: Mapping[str, Array]) -> Any:
+    """Return a copy of named arrays, as `Parameters` where they are."""
+    if isinstance(arrays, Parameters):
+        return arrays.copy()
+    return {name: backends.of(array).asarray(array, copy=True) for name, array in arrays.items()}

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
-from xpnn.backend import Array, Shape, namespace, one_kind
+from xpnn import backend as backends
+from xpnn.backend import Array, Shape, describe, namespace, one_kind
 from xpnn.random import Generator
 
 Cache = Any  # what a forward pass keeps for its backward pass
@@ -12,7 +13,10 @@ Initializer = Callable[..., Array]  # (generator, shape, dtype, backend) -> arra
 
 def check_dout(where: str, dout: Array, cached: Array, shape: Shape) -> Any:
     """Return the namespace of a gradient; raise where it is not of the kind of the cache, or of the output's shape."""
-    xp = one_kind(where, dout=dout, cache=cached)
+    xp = one_kind(where, dout=dout)
+    if backends.of(dout) is not backends.of(cached):
+        received = f"dout: {describe(dout)}, cache: {describe(cached)}"
+        raise TypeError(f"{where}: expected dout and cache of one kind; received {received}")
     if tuple(dout.shape) != tuple(shape):
         raise ValueError(f"{where}: expected dout of shape {tuple(shape)}, as out; received {tuple(dout.shape)}")
     return xp

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from xpnn import backend as backends
-from xpnn.backend import Array, Shape, describe, library_of, namespace, one_kind
+from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers.layer import Cache, Layer, check_dout
 from xpnn.windows import Pair, Window, as_pair
@@ -64,7 +63,7 @@ def max_pool_backward(dout: Array, cache: Cache) -> Array:
     dx : array (N, C, H, W)
     """
     place, image, window = cache
-    _check_pool_dout("max_pool_backward", dout, place)
+    check_dout("max_pool_backward", dout, place, place.shape)
     fast = fast_path("layers.pooling.window_max_grad", library_of(dout))
     return (fast or window_max_grad)(dout, place, image, window)
 
@@ -119,7 +118,7 @@ def avg_pool_backward(dout: Array, cache: Cache) -> Array:
     Parameters and returns as for `max_pool_backward`.
     """
     out, image, window = cache
-    xp = _check_pool_dout("avg_pool_backward", dout, out)
+    xp = check_dout("avg_pool_backward", dout, out, out.shape)
     part = dout * (1.0 / math.prod(window.size))
     dx = xp.zeros((*dout.shape[:2], *image), dtype=dout.dtype, device=dout.device)
     for rows, cols in window.slices(dout.shape[2:]):
@@ -189,17 +188,6 @@ def _checked_window(where: str, x: Array, pool_param: Mapping[str, Any]) -> Wind
     window = Window(size, as_pair(where, "a stride", pool_param["stride"], 1))
     window.check(where, tuple(x.shape[2:]))
     return window
-
-
-def _check_pool_dout(where: str, dout: Array, like: Array) -> Any:
-    """Hold dout against an array of out's shape and kind, though perhaps of integers."""
-    xp = one_kind(where, dout=dout)
-    if backends.of(dout) is not backends.of(like):
-        received = f"dout: {describe(dout)}, cache: {describe(like)}"
-        raise TypeError(f"{where}: expected dout and cache of one kind; received {received}")
-    if dout.shape != like.shape:
-        raise ValueError(f"{where}: expected dout of shape {tuple(like.shape)}, as out; received {tuple(dout.shape)}")
-    return xp
 
 
 # The course has several implementations to compare; here there is one, and it is the fast one.

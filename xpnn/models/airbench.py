@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from xpnn.backend import Array, Backend, Shape, describe, get, is_array, namespace, to_numpy
 from xpnn.errors import SettingError
 from xpnn.layers import GELU, BatchNorm, Conv, Flatten, Linear, MaxPool, Scale, Sequential, Standardize
@@ -113,7 +115,5 @@ def _unit_std(rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Arr
 
 def _by_channel(value: Any, channels: int) -> Any:
     """Numbers by channel in a shape that broadcasts over images."""
-    import numpy as np
-
     array = np.asarray(value, dtype=np.float64)
     return array.reshape(channels, 1, 1) if array.size > 1 else array

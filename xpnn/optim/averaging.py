@@ -7,7 +7,7 @@ from typing import Any
 from xpnn import backend as backends
 from xpnn.backend import Array, is_floating, to_numpy
 from xpnn.errors import CheckpointError, SettingError
-from xpnn.parameters import Parameters
+from xpnn.parameters import Parameters, copied
 
 Weights = MutableMapping[str, Array]
 ReadState = Callable[[], Mapping[str, Array]]
@@ -18,15 +18,15 @@ class _Average:
 
     def __init__(self, params: Weights, state: ReadState | None) -> None:
         self.params, self._read_state = params, state
-        self.average: Weights = _copy(params)
-        self.average_state = _copy(self._state())
+        self.average: Weights = copied(params)
+        self.average_state = copied(self._state())
         self.updates = 0
 
     def include(self, state: ReadState) -> None:
         """Average this too, unless state was given: how a `Solver` adds its model's running statistics."""
         if self._read_state is None:
             self._read_state = state
-            self.average_state = _copy(self._state())
+            self.average_state = copied(self._state())
 
     def _state(self) -> dict[str, Array]:
         """The state as it is now: a layer may have replaced its arrays since."""
@@ -51,7 +51,7 @@ class _Average:
     def swapped(self) -> Iterator[None]:
         """Let the model have the average as its weights within a ``with`` block, and its own again afterwards."""
         self._follow()
-        params, state = _copy(self.params), _copy(self._state())
+        params, state = copied(self.params), copied(self._state())
         self._load(self.average, self.average_state)
         try:
             yield
@@ -220,9 +220,3 @@ def _set(weights: Any, key: str, array: Array) -> None:
         weights.flat[...] = weights.backend.asarray(array)
     else:
         weights[key] = array
-
-
-def _copy(weights: Mapping[str, Array]) -> Any:
-    if isinstance(weights, Parameters):
-        return weights.copy()
-    return {name: backends.of(array).asarray(array, copy=True) for name, array in weights.items()}

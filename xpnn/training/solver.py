@@ -19,7 +19,7 @@ from xpnn.data.tta import check_level, tta_scores
 from xpnn.errors import SettingError
 from xpnn.models import Model
 from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
-from xpnn.parameters import Parameters
+from xpnn.parameters import copied
 from xpnn.random import AUGMENTATION, BATCHES, EVALUATION, as_generator
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientMean
@@ -416,8 +416,8 @@ class Solver(Resumable):
             self.val_acc_history.append(val_acc)
             if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
                 self.best_val_acc, self.best_epoch = val_acc, epoch
-                self.best_params = _copy(self.model.params)
-                self._best_state = _copy(self.model.state) if isinstance(self.model, Model) else {}
+                self.best_params = copied(self.model.params)
+                self._best_state = copied(self.model.state) if isinstance(self.model, Model) else {}
         if self.verbose:
             print(f"(Epoch {epoch} / {self.total_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
         if epoch > 0 and self.checkpoint_name is not None:
@@ -474,7 +474,7 @@ class Solver(Resumable):
         if isinstance(self.model, Model) and self.best_params:
             self.model.load_state_dict(self.best_arrays())
         elif self.best_params:
-            self.model.params.update(_copy(self.best_params))  # the optimizer holds this dict
+            self.model.params.update(copied(self.best_params))  # the optimizer holds this dict
         if self.average is not None and self.best_params:
             own = self.average.state_dict()
             self.average.load_state_dict(own | checkpoint.prefixed("average", self._model_arrays()))
@@ -497,9 +497,3 @@ def _backend_of(model: Any) -> backends.Backend:
     if not isinstance(params, Mapping) or not params:
         raise SettingError(f"Solver: expected a model with a dict of params; received {backends.describe(model)}")
     return backends.of(next(iter(params.values())))
-
-
-def _copy(arrays: Mapping[str, Array]) -> Any:
-    if isinstance(arrays, Parameters):
-        return arrays.copy()
-    return {name: backends.namespace(a).asarray(a, copy=True) for name, a in arrays.items()}
