@@ -201,7 +201,7 @@ def assert_same_results(function, library, fast, args):
 def test_a_convolution_of_one_image_at_a_time_is_that_of_all(kernel, monkeypatch):
     from xpnn.kernels.numpy import convolution
 
-    monkeypatch.setattr(convolution, "COLUMNS", 1)
+    monkeypatch.setattr(convolution, "STRIPS", 1)
     function = f"layers.convolution.{kernel}"
     for args in CALLS[function]:
         assert_same_results(function, "numpy", getattr(convolution, kernel), args)

@@ -1,7 +1,18 @@
-"""Convolution on NumPy: a few images at a time, their windows as rows of a matrix that stays in the cache.
+"""Convolution on NumPy: one matrix product for each row of the output, a few images at a time.
 
-Images are handled as (N, H, W, C), so that the numbers of a window's row lie side by side; results come back as
-(N, C, H, W) views of that. A chunk is as many images as have rows of `COLUMNS` bytes, one at least.
+The pixels under a window lie KH KW C numbers apart from those of the next, most of them the same. Written out as a
+matrix they are copied KH KW times. Here only the pixels of a window's row are written side by side, for every place
+that the window takes in a row, and these strips above one another:
+
+    strips[n, x, y] = padded[n, y, s x : s x + KW, :]        numbers (KW, C) for each place x and each row y
+
+Then a window is KH strips on end, and the windows of one row of the output are the rows of a matrix that lies in the
+strips already, each beginning at its place in the row. So pixels are copied KW times, not KH KW times.
+
+Images are handled as (N, H, W, C), so that the numbers of a strip lie side by side; results come back as (N, C, H, W)
+views of that. A chunk is as many images as have strips of `STRIPS` bytes, one at least.
+
+Source: Cho and Brand, "MEC: Memory-efficient convolution for deep neural networks", ICML 2017.
 """
 
 from collections.abc import Iterator
@@ -10,46 +21,72 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnn.kernels import kernel
+from xpnn.kernels.numpy.workspace import workspace
 from xpnn.windows import Pair, Window
 
-COLUMNS = 4 * 2**20  # bytes
+STRIPS = 4 * 2**20  # bytes
 ONE_PIXEL = Window((1, 1))
 
 
 @kernel("layers.convolution.correlate", "numpy")
 def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int) -> np.ndarray:
     n, f, (height, width) = x.shape[0], w.shape[0], window.counts(x.shape[2:])
-    filters = _matrices(w, groups)
-    out = np.empty((n, height * width, f), dtype=np.result_type(x, w))
-    for images, columns in _chunks(x, window, groups):
-        rows = out[images].reshape(-1, f)
-        for part, matrix, taps in zip(np.split(rows, groups, axis=1), filters, columns, strict=True):
-            np.matmul(taps, matrix, out=part)
-        if b is not None:
-            rows += b
+    filters, dtype = _matrices(w, groups), np.result_type(x, w)
+    out = np.empty((n, height, width, groups, f // groups), dtype=dtype if b is None else np.result_type(dtype, b))
+    # One row's worth, since adding long runs of numbers is faster than adding many short ones.
+    bias = None if b is None else np.tile(b, width).reshape(width, groups, -1)
+    if window == ONE_PIXEL and groups == 1:  # the images are the matrix
+        np.matmul(_rows(x), filters[0], out=out.reshape(-1, f))
+        if bias is not None:
+            out += bias
+    else:
+        for images, windows in _chunks(x, window, groups):
+            products = workspace("products", (*windows.shape[:3], f // groups), dtype)
+            by_row = np.matmul(windows, filters[:, np.newaxis], out=products)
+            by_image = by_row.reshape(groups, height, -1, width, f // groups).transpose(2, 1, 3, 0, 4)
+            if bias is None:
+                out[images] = by_image
+            else:
+                np.add(by_image, bias, out=out[images])
     return out.reshape(n, height, width, f).transpose(0, 3, 1, 2)
 
 
 @kernel("layers.convolution.correlate_filter_grad", "numpy")
 def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, groups: int) -> np.ndarray:
-    (f, c), (kh, kw) = (dout.shape[1], x.shape[1] // groups), window.size
+    (_, f, height, width), c, (kh, kw) = dout.shape, x.shape[1] // groups, window.size
     dw = np.zeros((groups, kh * kw * c, f // groups), dtype=np.result_type(dout, x))
-    part = np.empty_like(dw[0])
-    for images, columns in _chunks(x, window, groups):
-        rows = _rows(dout[images])
-        for g, (taps, douts) in enumerate(zip(columns, np.split(rows, groups, axis=1), strict=True)):
-            dw[g] += np.matmul(taps.T, douts, out=part)
+    if window == ONE_PIXEL and groups == 1:
+        np.matmul(_rows(x).T, _rows(dout), out=dw[0])
+    else:
+        part = workspace("filter gradient", dw.shape, dw.dtype)
+        for images, windows in _chunks(x, window, groups):
+            by_image = dout[images].reshape(-1, groups, f // groups, height, width)
+            by_row = workspace("douts", (groups, height, windows.shape[2], f // groups), dout.dtype)
+            by_row.reshape(groups, height, -1, width, f // groups)[...] = by_image.transpose(1, 3, 0, 4, 2)
+            for i in range(height):
+                dw += np.matmul(windows[:, i].swapaxes(1, 2), by_row[:, i], out=part)
     return dw.reshape(groups, kh, kw, c, f // groups).transpose(0, 4, 3, 1, 2).reshape(f, c, kh, kw)
 
 
 @kernel("layers.convolution.correlate_input_grad", "numpy")
 def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: Window, groups: int) -> np.ndarray:
+    (f, c, kh, kw), (eh, ew), (ph, pw) = w.shape, window.extent, window.pad
+    if window.stride != (1, 1) or f // groups > 2 * c or ph >= eh or pw >= ew:
+        return _scatter(dout, w, image, window, groups)
+    # A pixel's gradient is a sum over the windows that met it: a correlation with the filters turned round.
+    turned = w.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].swapaxes(1, 2)
+    around = window._replace(pad=(eh - 1 - ph, ew - 1 - pw))
+    return correlate(dout, turned.reshape(groups * c, f // groups, kh, kw), None, around, groups)
+
+
+def _scatter(dout: np.ndarray, w: np.ndarray, image: Pair, window: Window, groups: int) -> np.ndarray:
+    """The gradients of all windows, each added where its pixels were taken from."""
     (n, _, height, width), (_, c, kh, kw), (ph, pw) = dout.shape, w.shape, window.pad
     filters, dtype = _matrices(w, groups), np.result_type(dout, w)
     dx = np.empty((n, *image, groups * c), dtype=dtype)
-    length = _chunk_length(height * width * kh * kw * c, dtype)
-    padded = np.empty((min(length, n), *window.padded(image), groups * c), dtype=dtype)
-    dtaps = np.empty((min(length, n) * height * width, kh * kw * c), dtype=dtype)
+    length = _chunk_length(n, height * width * kh * kw * c, dtype)
+    padded = workspace("padded", (length, *window.padded(image), groups * c), dtype)
+    dtaps = workspace("strips", (length * height * width, kh * kw * c), dtype)
     # Windows that many columns apart have no pixel in common, so they can be added at one go.
     apart = (window.extent[1] - 1) // window.stride[1] + 1
     for start in range(0, n, length):
@@ -59,7 +96,7 @@ def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: W
         chunk[...] = 0
         for g, (douts, matrix) in enumerate(zip(np.split(rows, groups, axis=1), filters, strict=True)):
             np.matmul(douts, matrix.T, out=taps)
-            into = _windows(chunk[..., g * c : (g + 1) * c], window, (height, width), writeable=True)
+            into = _windows(chunk[..., g * c : (g + 1) * c], window, (height, width))
             gradients = taps.reshape(-1, height, width, kh, kw, c)
             for u in range(kh):
                 for first in range(apart):
@@ -68,30 +105,38 @@ def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: W
     return dx.transpose(0, 3, 1, 2)
 
 
-def _chunks(x: np.ndarray, window: Window, groups: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """A few images at a time: which they are, and for each group the matrix whose rows are their windows."""
+def _chunks(x: np.ndarray, window: Window, groups: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """A few images at a time: which they are, and their windows as matrices (groups, H', n W', KH KW C / groups)."""
     (n, channels, height, width), (ph, pw), (kh, kw) = x.shape, window.pad, window.size
-    if window == ONE_PIXEL and groups == 1:  # the images are the matrix
-        yield slice(0, n), [_rows(x)]
-        return
-    c, counts = channels // groups, window.counts(x.shape[2:])
-    length = _chunk_length(counts[0] * counts[1] * kh * kw * channels, x.dtype)
-    padded = np.zeros((min(length, n), *window.padded((height, width)), channels), dtype=x.dtype)
-    columns = np.empty((groups, min(length, n), *counts, kh, kw, c), dtype=x.dtype)
+    (sh, sw), (dh, dw), (rows, places) = window.stride, window.dilation, window.counts((height, width))
+    # Windows above one another share their strips, unless there are rows between the strips of a window.
+    stack, step = ((1, (rows - 1) * sh + kh), sh) if dh == 1 and sh <= kh else ((rows, kh), kh)
+    c, strips_high = channels // groups, stack[0] * stack[1]
+    length = _chunk_length(n, places * strips_high * kw * channels, x.dtype)
+
+    padded = workspace("padded", (length, *window.padded((height, width)), groups, c), x.dtype)
+    padded[...] = 0
+    sn, sy, sx, sg, sc = padded.strides
+    strips = workspace("strips", (groups, length, places, *stack, kw, c), x.dtype)
+    pixels = as_strided(padded, strips.shape, (sg, sn, sw * sx, sh * sy, dh * sy, dw * sx, sc), writeable=False)
+    tg, _, column, _, strip, _, number = strips.strides
+    windows = as_strided(
+        strips, (groups, rows, length * places, kh * kw * c), (tg, step * strip, column, number), writeable=False
+    )
     for start in range(0, n, length):
         images = slice(start, min(start + length, n))
-        chunk = padded[: images.stop - start]
-        chunk[:, ph : ph + height, pw : pw + width] = x[images].transpose(0, 2, 3, 1)
-        for g in range(groups):
-            columns[g, : len(chunk)] = _windows(chunk[..., g * c : (g + 1) * c], window, counts)
-        yield images, [taps[: len(chunk)].reshape(-1, kh * kw * c) for taps in columns]
+        count = images.stop - start
+        inside = padded[:count, ph : ph + height, pw : pw + width]
+        inside[...] = x[images].transpose(0, 2, 3, 1).reshape(inside.shape)
+        strips[:, :count] = pixels[:, :count]
+        yield images, windows[:, :, : count * places]
 
 
-def _windows(padded: np.ndarray, window: Window, counts: Pair, writeable: bool = False) -> np.ndarray:
+def _windows(padded: np.ndarray, window: Window, counts: Pair) -> np.ndarray:
     """A view of every window: (N, H', W', KH, KW, C)."""
     (sn, sy, sx, sc), (sh, sw), (dh, dw) = padded.strides, window.stride, window.dilation
     shape = (padded.shape[0], *counts, *window.size, padded.shape[3])
-    return as_strided(padded, shape, (sn, sh * sy, sw * sx, dh * sy, dw * sx, sc), writeable=writeable)
+    return as_strided(padded, shape, (sn, sh * sy, sw * sx, dh * sy, dw * sx, sc))
 
 
 def _matrices(w: np.ndarray, groups: int) -> np.ndarray:
@@ -106,5 +151,6 @@ def _rows(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
-def _chunk_length(numbers: int, dtype: np.dtype) -> int:
-    return max(COLUMNS // max(numbers * dtype.itemsize, 1), 1)
+def _chunk_length(n: int, numbers: int, dtype: np.dtype) -> int:
+    """How many of n images, of so many numbers each, make a chunk."""
+    return max(min(STRIPS // max(numbers * dtype.itemsize, 1), n), 1)
