@@ -75,6 +75,18 @@ ACTIVATIONS = [
     normals(3, 4)[:, ::2],
 ]
 
+ROWS = [
+    normals(*shape, dtype=dtype)
+    for dtype in ("float64", "float32")
+    for shape in ((5, 3), (4096, 24), (70_000, 3), (1, 2000))
+]
+
+
+def vectors(x, count):
+    """Numbers for each column of the rows x."""
+    return [normals(x.shape[1], dtype=x.dtype, seed=seed) for seed in range(count)]
+
+
 # For every registered function: calls that its kernel has to answer as the definition does.
 CALLS = {
     "random.philox": [
@@ -94,6 +106,10 @@ CALLS = {
         (np.zeros((0, 3)), np.zeros((0, 3))),
     ],
     "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
+    "layers.batchnorm.moments": [(x,) for x in ROWS],
+    "layers.batchnorm.normalize": [(x, *vectors(x, 3)) for x in ROWS],
+    "layers.batchnorm.gradient_sums": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 1)) for x in ROWS],
+    "layers.batchnorm.input_gradient": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 4)) for x in ROWS],
     "layers.convolution.correlate": [
         (x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)
     ],
@@ -117,6 +133,10 @@ ELEMENTWISE = {"special.erf": 8, "layers.activation.gelu_and_slope": 8}
 # Of a result's largest number: the convolutions add up to some hundred products, in another order. What is in neither
 # table is equal to the bit.
 ROUNDINGS = {
+    "layers.batchnorm.moments": 16,
+    "layers.batchnorm.normalize": 0,
+    "layers.batchnorm.gradient_sums": 16,
+    "layers.batchnorm.input_gradient": 0,
     "layers.convolution.correlate": 16,
     "layers.convolution.correlate_filter_grad": 16,
     "layers.convolution.correlate_input_grad": 16,

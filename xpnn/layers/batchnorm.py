@@ -3,7 +3,8 @@
 import math
 from typing import Any, ClassVar
 
-from xpnn.backend import Array, Shape, namespace, one_kind
+from xpnn.backend import Array, Shape, library_of, namespace, one_kind
+from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
 from xpnn.layers.rows import images, over_rows, pixels
@@ -70,20 +71,16 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
             raise ValueError(f"batchnorm: expected {key} of shape {tuple(x.shape[1:])}; received {received}")
     running_mean, running_var = (xp.astype(bn_param[key], x.dtype, copy=False) for key in RUNNING)
     if mode == "train":
-        mean = over_rows(xp.mean, x)
-        centered = x - mean
-        var = over_rows(xp.mean, centered * centered)
+        mean, var = (fast_path("layers.batchnorm.moments", library_of(x)) or moments)(x)
         batch_var = var * (n / (n - 1)) if unbiased else var
         bn_param["running_mean"] = momentum * running_mean + (1 - momentum) * mean
         bn_param["running_var"] = momentum * running_var + (1 - momentum) * batch_var
     else:
-        centered = x - running_mean
-        var = running_var
+        mean, var = running_mean, running_var
     inv_std = 1.0 / xp.sqrt(var + eps)
-    scale = gamma * inv_std  # of D numbers: x_hat itself would be one more array of x's size
-    out = centered * scale
-    out += beta
-    return out, (centered, inv_std, scale, mode)
+    scale = gamma * inv_std
+    out = (fast_path("layers.batchnorm.normalize", library_of(x)) or normalize)(x, mean, scale, beta)
+    return out, (x, mean, inv_std, scale, mode)
 
 
 def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -104,23 +101,49 @@ def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     dx : array (N, D)
     dgamma, dbeta : array (D,)
     """
-    centered, inv_std, scale, mode = cache
-    check_dout("batchnorm_backward", dout, centered, centered.shape)
     dgamma, dbeta = _param_grads(dout, cache)
-    if mode == "test":
-        return dout * scale, dgamma, dbeta
-    n = dout.shape[0]
-    dx = centered * (dgamma * inv_std / -n)
-    dx += dout
-    dx -= dbeta / n
-    dx *= scale
-    return dx, dgamma, dbeta
+    return _input_grad(dout, cache, dgamma, dbeta), dgamma, dbeta
 
 
 def _param_grads(dout: Array, cache: Cache) -> tuple[Array, Array]:
+    x, mean, inv_std, _, _ = cache
+    check_dout("batchnorm_backward", dout, x, x.shape)
+    fast = fast_path("layers.batchnorm.gradient_sums", library_of(x))
+    dbeta, products = (fast or gradient_sums)(dout, x, mean)
+    return products * inv_std, dbeta
+
+
+def _input_grad(dout: Array, cache: Cache, dgamma: Array, dbeta: Array) -> Array:
+    x, mean, inv_std, scale, mode = cache
+    if mode == "test":
+        return dout * scale
+    n = dout.shape[0]
+    fast = fast_path("layers.batchnorm.input_gradient", library_of(x))
+    return (fast or input_gradient)(dout, x, mean, scale, dbeta / n, dgamma * inv_std / n)
+
+
+def moments(x: Array) -> tuple[Array, Array]:
+    """The definition of a batch's mean and variance: of each column of rows (N, D)."""
+    xp = namespace(x)
+    mean = over_rows(xp.mean, x)
+    centered = x - mean
+    return mean, over_rows(xp.mean, centered * centered)
+
+
+def normalize(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
+    """The definition of what `batchnorm_forward` returns: ``scale (x - mean) + beta``."""
+    return (x - mean) * scale + beta
+
+
+def gradient_sums(dout: Array, x: Array, mean: Array) -> tuple[Array, Array]:
+    """The definition of the sums in `batchnorm_backward`: over rows, of dout and of ``dout (x - mean)``."""
     xp = namespace(dout)
-    centered, inv_std, _, _ = cache
-    return over_rows(xp.sum, dout * centered) * inv_std, over_rows(xp.sum, dout)
+    return over_rows(xp.sum, dout), over_rows(xp.sum, dout * (x - mean))
+
+
+def input_gradient(dout: Array, x: Array, mean: Array, scale: Array, shift: Array, slope: Array) -> Array:
+    """The definition of dx in `batchnorm_backward`: ``scale (dout - shift - slope (x - mean))``."""
+    return (dout - shift - (x - mean) * slope) * scale
 
 
 def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
@@ -259,7 +282,10 @@ class BatchNorm(Layer):
         return forward(x, gamma, beta, self.bn_param)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        backward = batchnorm_backward if dout.ndim == 2 else spatial_batchnorm_backward
-        dx, dgamma, dbeta = backward(dout, cache)
+        if input_grad:
+            dx, dgamma, dbeta = (batchnorm_backward if dout.ndim == 2 else spatial_batchnorm_backward)(dout, cache)
+        else:
+            rows = (dout, cache) if dout.ndim == 2 else (pixels(dout), cache[0])
+            dx, (dgamma, dbeta) = None, _param_grads(*rows)
         grads = {"gamma": dgamma, "beta": dbeta}
         return dx, {key: grad for key, grad in grads.items() if self.learned[key]}

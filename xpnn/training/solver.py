@@ -21,6 +21,7 @@ from xpnn.models import Model
 from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
 from xpnn.parameters import copied
 from xpnn.random import AUGMENTATION, BATCHES, EVALUATION, as_generator
+from xpnn.threads import steady
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientMean
 from xpnn.training.interrupt import deferred_interrupt
@@ -270,7 +271,7 @@ class Solver(Resumable):
         self.stop_reason, self.diverged, self.is_whole, self._finite = "", False, False, None
         self._started = time.perf_counter() - self.seconds
         self._set_learning_rate()
-        with deferred_interrupt(self.stop), contextlib.ExitStack() as at_the_end:
+        with deferred_interrupt(self.stop), steady(), contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
                 callback.on_train_start(self)
                 at_the_end.callback(callback.on_train_end, self)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from xpnn.kernels import kernel
-from xpnn.kernels.numpy.blocks import BLOCK, elementwise, keep
+from xpnn.kernels.numpy.blocks import BLOCK, WORTH_A_THREAD, elementwise, keep, split
 from xpnn.kernels.numpy.special import fill_erf
+from xpnn.threads import share
 
 FAR = 40.0  # as in the definition: Phi is 0 from -FAR down, and 1 from FAR up
 
@@ -15,12 +16,15 @@ FAR = 40.0  # as in the definition: Phi is 0 from -FAR down, and 1 from FAR up
 @kernel("layers.activation.where_positive", "numpy")
 def where_positive(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
     dx = np.empty_like(dout, subok=False)
-    length = max(BLOCK * len(dout) // max(dout.size, 1), 1) if dout.ndim else 1
-    if dout.ndim == 0 or len(dout) <= length:
+    if dout.ndim == 0:
         return keep(dout, np.greater(out, 0), out=dx)
-    for start in range(0, len(dout), length):
-        rows = slice(start, start + length)
-        keep(dout[rows], out[rows] > 0, out=dx[rows])
+    row = max(dout.size // max(len(dout), 1), 1)  # numbers
+
+    def fill(part: slice) -> None:
+        for rows in split(part, BLOCK // row):
+            keep(dout[rows], out[rows] > 0, out=dx[rows])
+
+    share(fill, len(dout), WORTH_A_THREAD // row)
     return dx
 
 

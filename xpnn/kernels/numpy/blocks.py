@@ -1,11 +1,14 @@
-"""Elementwise functions a block at a time, so that what lies between two steps stays in the processor's cache."""
+"""Elementwise functions a block at a time, so that what lies between two steps stays in a core's cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-BLOCK = 16384  # numbers: a few blocks of float32 fit in the second-level cache of any recent processor
+from xpnn.threads import share
+
+BLOCK = 2**18  # numbers: smaller ones fit a nearer cache, but threads then wait for Python between two steps
+WORTH_A_THREAD = 2**16  # numbers: handing over work takes some ten microseconds
 
 
 def elementwise(fill: Callable[..., None], x: np.ndarray, outputs: int) -> tuple[Any, ...]:
@@ -14,9 +17,20 @@ def elementwise(fill: Callable[..., None], x: np.ndarray, outputs: int) -> tuple
         x = x.copy(order="K")
     out = tuple(np.empty_like(x, subok=False) for _ in range(outputs))
     flat: list[Any] = [_flat(array) for array in (x, *out)]
-    for start in range(0, x.size, BLOCK):
-        fill(*(array[start : start + BLOCK] for array in flat))
+
+    def fill_blocks(part: slice) -> None:
+        for block in split(part, BLOCK):
+            fill(*(array[block] for array in flat))
+
+    share(fill_blocks, x.size, WORTH_A_THREAD)
     return out
+
+
+def split(part: slice, length: int) -> Iterator[slice]:
+    """Yield the part in slices of that length, or of one; the last may be shorter."""
+    length = max(length, 1)
+    for start in range(part.start, part.stop, length):
+        yield slice(start, min(start + length, part.stop))
 
 
 def _flat(x: np.ndarray) -> np.ndarray | None:

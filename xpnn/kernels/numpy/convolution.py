@@ -21,7 +21,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnn.kernels import kernel
+from xpnn.kernels.numpy.blocks import split
 from xpnn.kernels.numpy.workspace import workspace
+from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
 STRIPS = 4 * 2**20  # bytes
@@ -35,36 +37,46 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window
     out = np.empty((n, height, width, groups, f // groups), dtype=dtype if b is None else np.result_type(dtype, b))
     # One row's worth, since adding long runs of numbers is faster than adding many short ones.
     bias = None if b is None else np.tile(b, width).reshape(width, groups, -1)
-    if window == ONE_PIXEL and groups == 1:  # the images are the matrix
-        np.matmul(_rows(x), filters[0], out=out.reshape(-1, f))
-        if bias is not None:
-            out += bias
-    else:
-        for images, windows in _chunks(x, window, groups):
+
+    def fill(images: slice) -> None:
+        if window == ONE_PIXEL and groups == 1:  # the images are the matrix
+            np.matmul(_rows(x[images]), filters[0], out=out[images].reshape(-1, f))
+            if bias is not None:
+                out[images] += bias
+            return
+        for chunk, windows in _chunks(x, images, window, groups):
             products = workspace("products", (*windows.shape[:3], f // groups), dtype)
             by_row = np.matmul(windows, filters[:, np.newaxis], out=products)
             by_image = by_row.reshape(groups, height, -1, width, f // groups).transpose(2, 1, 3, 0, 4)
             if bias is None:
-                out[images] = by_image
+                out[chunk] = by_image
             else:
-                np.add(by_image, bias, out=out[images])
+                np.add(by_image, bias, out=out[chunk])
+
+    share(fill, n)
     return out.reshape(n, height, width, f).transpose(0, 3, 1, 2)
 
 
 @kernel("layers.convolution.correlate_filter_grad", "numpy")
 def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, groups: int) -> np.ndarray:
     (_, f, height, width), c, (kh, kw) = dout.shape, x.shape[1] // groups, window.size
-    dw = np.zeros((groups, kh * kw * c, f // groups), dtype=np.result_type(dout, x))
-    if window == ONE_PIXEL and groups == 1:
-        np.matmul(_rows(x).T, _rows(dout), out=dw[0])
-    else:
-        part = workspace("filter gradient", dw.shape, dw.dtype)
-        for images, windows in _chunks(x, window, groups):
-            by_image = dout[images].reshape(-1, groups, f // groups, height, width)
+
+    def sums(images: slice) -> np.ndarray:
+        if window == ONE_PIXEL and groups == 1:
+            return np.matmul(_rows(x[images]).T, _rows(dout[images]))[np.newaxis]
+        dw = np.zeros((groups, kh * kw * c, f // groups), dtype=np.result_type(dout, x))
+        product = workspace("products", dw.shape, dw.dtype)
+        for chunk, windows in _chunks(x, images, window, groups):
+            by_image = dout[chunk].reshape(-1, groups, f // groups, height, width)
             by_row = workspace("douts", (groups, height, windows.shape[2], f // groups), dout.dtype)
             by_row.reshape(groups, height, -1, width, f // groups)[...] = by_image.transpose(1, 3, 0, 4, 2)
             for i in range(height):
-                dw += np.matmul(windows[:, i].swapaxes(1, 2), by_row[:, i], out=part)
+                dw += np.matmul(windows[:, i].swapaxes(1, 2), by_row[:, i], out=product)
+        return dw
+
+    dw, *others = share(sums, len(x))
+    for other in others:
+        dw += other
     return dw.reshape(groups, kh, kw, c, f // groups).transpose(0, 4, 3, 1, 2).reshape(f, c, kh, kw)
 
 
@@ -81,55 +93,51 @@ def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: W
 
 def _scatter(dout: np.ndarray, w: np.ndarray, image: Pair, window: Window, groups: int) -> np.ndarray:
     """The gradients of all windows, each added where its pixels were taken from."""
-    (n, _, height, width), (_, c, kh, kw), (ph, pw) = dout.shape, w.shape, window.pad
+    (n, f, height, width), (_, c, kh, kw), (ph, pw) = dout.shape, w.shape, window.pad
     filters, dtype = _matrices(w, groups), np.result_type(dout, w)
     dx = np.empty((n, *image, groups * c), dtype=dtype)
-    length = _chunk_length(n, height * width * kh * kw * c, dtype)
-    padded = workspace("padded", (length, *window.padded(image), groups * c), dtype)
-    dtaps = workspace("strips", (length * height * width, kh * kw * c), dtype)
     # Windows that many columns apart have no pixel in common, so they can be added at one go.
     apart = (window.extent[1] - 1) // window.stride[1] + 1
-    for start in range(0, n, length):
-        images = slice(start, min(start + length, n))
-        rows = _rows(dout[images])
-        chunk, taps = padded[: images.stop - start], dtaps[: rows.shape[0]]
-        chunk[...] = 0
-        for g, (douts, matrix) in enumerate(zip(np.split(rows, groups, axis=1), filters, strict=True)):
-            np.matmul(douts, matrix.T, out=taps)
-            into = _windows(chunk[..., g * c : (g + 1) * c], window, (height, width))
-            gradients = taps.reshape(-1, height, width, kh, kw, c)
-            for u in range(kh):
-                for first in range(apart):
-                    into[:, :, first::apart, u] += gradients[:, :, first::apart, u]
-        dx[images] = chunk[:, ph : ph + image[0], pw : pw + image[1]]
+
+    def fill(images: slice) -> None:
+        for chunk in _chunks_of(images, height * width * kh * kw * c, dtype):
+            count, rows = chunk.stop - chunk.start, _rows(dout[chunk]).reshape(-1, groups, f // groups)
+            gradients = workspace("strips", (count, height, width, kh, kw, c), dtype)
+            padded = workspace("padded", (count, *window.padded(image), groups * c), dtype)
+            padded[...] = 0
+            for g, matrix in enumerate(filters):
+                np.matmul(rows[:, g], matrix.T, out=gradients.reshape(-1, kh * kw * c))
+                into = _windows(padded[..., g * c : (g + 1) * c], window, (height, width))
+                for u in range(kh):
+                    for first in range(apart):
+                        into[:, :, first::apart, u] += gradients[:, :, first::apart, u]
+            dx[chunk] = padded[:, ph : ph + image[0], pw : pw + image[1]]
+
+    share(fill, n)
     return dx.transpose(0, 3, 1, 2)
 
 
-def _chunks(x: np.ndarray, window: Window, groups: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _chunks(x: np.ndarray, images: slice, window: Window, groups: int) -> Iterator[tuple[slice, np.ndarray]]:
     """A few images at a time: which they are, and their windows as matrices (groups, H', n W', KH KW C / groups)."""
-    (n, channels, height, width), (ph, pw), (kh, kw) = x.shape, window.pad, window.size
+    (_, channels, height, width), (ph, pw), (kh, kw) = x.shape, window.pad, window.size
     (sh, sw), (dh, dw), (rows, places) = window.stride, window.dilation, window.counts((height, width))
     # Windows above one another share their strips, unless there are rows between the strips of a window.
     stack, step = ((1, (rows - 1) * sh + kh), sh) if dh == 1 and sh <= kh else ((rows, kh), kh)
-    c, strips_high = channels // groups, stack[0] * stack[1]
-    length = _chunk_length(n, places * strips_high * kw * channels, x.dtype)
+    c = channels // groups
+    for chunk in _chunks_of(images, places * stack[0] * stack[1] * kw * channels, x.dtype):
+        count = chunk.stop - chunk.start
+        padded = workspace("padded", (count, *window.padded((height, width)), groups, c), x.dtype)
+        padded[...] = 0
+        inside = padded[:, ph : ph + height, pw : pw + width]
+        inside[...] = x[chunk].transpose(0, 2, 3, 1).reshape(inside.shape)
 
-    padded = workspace("padded", (length, *window.padded((height, width)), groups, c), x.dtype)
-    padded[...] = 0
-    sn, sy, sx, sg, sc = padded.strides
-    strips = workspace("strips", (groups, length, places, *stack, kw, c), x.dtype)
-    pixels = as_strided(padded, strips.shape, (sg, sn, sw * sx, sh * sy, dh * sy, dw * sx, sc), writeable=False)
-    tg, _, column, _, strip, _, number = strips.strides
-    windows = as_strided(
-        strips, (groups, rows, length * places, kh * kw * c), (tg, step * strip, column, number), writeable=False
-    )
-    for start in range(0, n, length):
-        images = slice(start, min(start + length, n))
-        count = images.stop - start
-        inside = padded[:count, ph : ph + height, pw : pw + width]
-        inside[...] = x[images].transpose(0, 2, 3, 1).reshape(inside.shape)
-        strips[:, :count] = pixels[:, :count]
-        yield images, windows[:, :, : count * places]
+        sn, sy, sx, sg, sc = padded.strides
+        strips = workspace("strips", (groups, count, places, *stack, kw, c), x.dtype)
+        strips[...] = as_strided(padded, strips.shape, (sg, sn, sw * sx, sh * sy, dh * sy, dw * sx, sc))
+
+        sg, _, place, _, strip, _, sc = strips.strides
+        shape = (groups, rows, count * places, kh * kw * c)
+        yield chunk, as_strided(strips, shape, (sg, step * strip, place, sc), writeable=False)
 
 
 def _windows(padded: np.ndarray, window: Window, counts: Pair) -> np.ndarray:
@@ -151,6 +159,6 @@ def _rows(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
-def _chunk_length(n: int, numbers: int, dtype: np.dtype) -> int:
-    """How many of n images, of so many numbers each, make a chunk."""
-    return max(min(STRIPS // max(numbers * dtype.itemsize, 1), n), 1)
+def _chunks_of(images: slice, numbers: int, dtype: np.dtype) -> Iterator[slice]:
+    """A few images at a time, where so many numbers of the dtype are written out for each."""
+    return split(images, STRIPS // max(numbers * dtype.itemsize, 1))
