@@ -20,7 +20,7 @@ OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  #
 HAS_GPU = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 HAS_NVRTC = sys.platform == "linux" and platform.machine() == "x86_64"  # CUDA's compiler is on PyPI, and needs no GPU
 
-nox.options.sessions = ["lint", "numpy", "strict", "torch", "oracle", "examples", "build"]
+nox.options.sessions = ["lint", "numpy", "fast", "strict", "torch", "oracle", "examples", "build"]
 nox.options.sessions += ["kernels"] * HAS_NVRTC + ["cupy"] * HAS_GPU
 nox.options.reuse_venv = "no"
 
@@ -40,6 +40,13 @@ def numpy(session: nox.Session, version: str) -> None:
     """The suite on NumPy, read-only arrays included."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     session.install(".", *TEST, f"numpy=={OLDEST[python]}" if version == "oldest" else "numpy")
+    _pytest(session, "numpy")
+
+
+@nox.session
+def fast(session: nox.Session) -> None:
+    """The suite on NumPy with the loops that numba compiles."""
+    session.install(".[test,fast]")
     _pytest(session, "numpy")
 
 

@@ -19,6 +19,8 @@ parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--scales", type=int, default=9, help="how many scales from 1e-4 to 1")
 parser.add_argument("--out", type=Path, default=Path("figures/batchnorm.png"))
 args = parser.parse_args()
+if args.scales < 2:
+    parser.error(f"argument --scales: expected at least 2; received {args.scales}")
 args.out.parent.mkdir(parents=True, exist_ok=True)
 
 where = backend.get(args.backend)

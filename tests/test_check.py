@@ -20,16 +20,15 @@ def test_all_published_values_are_checked():
     assert check.reference_values().keys() == COURSE.keys()
 
 
-# Made of others, or within the nets that are checked
+# Made of others
 COMPOSED = {"affine_relu", "affine_batchnorm_relu", "conv_relu", "conv_relu_pool"}
-IN_NETS = {"multihead_attention", "patch_embedding"}
 
 
 def test_every_layer_and_every_loss_has_its_gradient_checked():
     gradients = {name.removeprefix("gradient of ") for name, _, _ in check._gradient_checks(backends.get("numpy"))}
     backward = {name.removesuffix("_backward") for name in layers.__all__ if name.endswith("_backward")}
     losses = {name for name in layers.__all__ if name.endswith("_loss")}
-    assert gradients >= (backward - COMPOSED - IN_NETS) | losses
+    assert gradients >= (backward - COMPOSED) | losses
 
 
 def test_a_wrong_gradient_within_a_net_is_found(monkeypatch):

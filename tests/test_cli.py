@@ -399,7 +399,7 @@ def test_compare_writes_nothing_where_a_rule_cannot_train_the_net(xpnn, tmp_path
 def test_check_of_one_backend_passes(xpnn):
     status, out, _ = xpnn("check", "--backend", "numpy")
     assert status == 0
-    assert "49 passed, 0 failed" in out
+    assert "55 passed, 0 failed" in out
 
 
 def test_check_fails_when_a_gradient_is_wrong(xpnn, monkeypatch):
@@ -407,7 +407,7 @@ def test_check_fails_when_a_gradient_is_wrong(xpnn, monkeypatch):
     status, out, _ = xpnn("check", "--backend", "numpy")
     assert status == 1
     assert "numpy: gradient of relu failed: error " in out
-    assert "48 passed, 1 failed" in out
+    assert "54 passed, 1 failed" in out
 
 
 def test_check_reports_a_backend_that_breaks(xpnn, monkeypatch):

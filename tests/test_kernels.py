@@ -5,6 +5,7 @@ import ctypes
 import functools
 import importlib
 import inspect
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 
 import xpnn.kernels
 from xpnn import backend as backends
-from xpnn import kernels, random
+from xpnn import kernels, random, threads
 from xpnn.layers.pooling import window_max
+from xpnn.optim.rules import RULES
 from xpnn.windows import Window
 
 PHILOX_CU = Path(xpnn.kernels.__file__).parent / "cupy" / "philox.cu"
@@ -75,16 +77,28 @@ ACTIVATIONS = [
     normals(3, 4)[:, ::2],
 ]
 
+# With means far from 0: sums of many numbers of one sign lose more of them.
 ROWS = [
-    normals(*shape, dtype=dtype)
+    3 + normals(*shape, dtype=dtype)
     for dtype in ("float64", "float32")
-    for shape in ((5, 3), (4096, 24), (70_000, 3), (1, 2000))
+    for shape in ((5, 3), (4096, 24), (70_001, 3), (1, 2000))
 ]
 
 
 def vectors(x, count):
     """Numbers for each column of the rows x."""
     return [normals(x.shape[1], dtype=x.dtype, seed=seed) for seed in range(count)]
+
+
+def steps(rule, **settings):
+    """w, dw and config: the first step, and one on state that is there."""
+    rule = RULES[rule]
+    for dtype, n in itertools.product(("float64", "float32"), (0, 5, 100_003)):
+        zeros = {key: np.zeros(n, dtype) for key in rule.state}
+        full = {key: normals(n, dtype=dtype, seed=2) ** 2 for key in rule.state}
+        for state, more in ((zeros, {}), (full, {"t": 3} if "t" in rule.defaults else {})):
+            config = {**rule.defaults, **settings, **more, **state}
+            yield normals(n, dtype=dtype), normals(n, dtype=dtype, seed=1), config
 
 
 # For every registered function: calls that its kernel has to answer as the definition does.
@@ -97,6 +111,19 @@ CALLS = {
         (5, 0, 0, 100_003),
         (5, 6, 2**64 - 2, 12),
     ],
+    **{
+        f"optim.in_place.{rule}": [case for settings in choices for case in steps(rule, **settings)]
+        for rule, choices in {
+            "sgd": [{}],
+            "sgd_momentum": [{}],
+            "sgd_nesterov_momentum": [{}],
+            "nesterov": [{"weight_decay": 0.0}, {"weight_decay": 0.1}],
+            "rmsprop": [{}],
+            "adam": [{}],
+            "adamw": [{"weight_decay": 0.0}, {"weight_decay": 0.1}],
+            "lion": [{"weight_decay": 0.0}, {"weight_decay": 0.1}],
+        }.items()
+    },
     "special.erf": [(x,) for x in ACTIVATIONS],
     "layers.activation.where_positive": [
         *((np.flip(x, axis=0), x) for x in ACTIVATIONS),
@@ -110,6 +137,12 @@ CALLS = {
     "layers.batchnorm.normalize": [(x, *vectors(x, 3)) for x in ROWS],
     "layers.batchnorm.gradient_sums": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 1)) for x in ROWS],
     "layers.batchnorm.input_gradient": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 4)) for x in ROWS],
+    "products.matmul": [
+        (normals(*a, dtype=dtype), normals(*b, dtype=dtype, seed=1))
+        for dtype in ("float64", "float32")
+        for a, b in (((5, 4), (4, 3)), ((3, 5, 4), (3, 4, 2)), ((0, 4), (4, 3)), ((5, 0), (0, 3)))
+    ],
+    "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
         (x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)
     ],
@@ -129,7 +162,9 @@ CALLS = {
 }
 
 # Of each number and of 1: both sides are a few roundings from the truth.
-ELEMENTWISE = {"special.erf": 8, "layers.activation.gelu_and_slope": 8}
+ELEMENTWISE = {"special.erf": 8, "layers.activation.gelu_and_slope": 8} | {
+    f"optim.in_place.{rule}": 8 for rule in RULES if RULES[rule].elementwise
+}
 # Of a result's largest number: the convolutions add up to some hundred products, in another order. What is in neither
 # table is equal to the bit.
 ROUNDINGS = {
@@ -141,6 +176,8 @@ ROUNDINGS = {
     "layers.convolution.correlate_filter_grad": 16,
     "layers.convolution.correlate_input_grad": 16,
     "layers.pooling.window_max_grad": 2,
+    "layers.rows.add_rows": 16,
+    "products.matmul": 4,
 }
 
 
@@ -189,6 +226,11 @@ def test_every_kernel_has_calls_to_compare():
     assert {function for (function, _), _ in registered()} <= CALLS.keys()
 
 
+def test_every_function_that_is_compared_has_a_kernel():
+    kernels.load("numpy")
+    assert CALLS.keys() - {"random.philox"} == {function for function, library in kernels.TABLE if library == "numpy"}
+
+
 def test_every_kernel_gives_the_results_of_its_definition():
     usable = [entry for entry in registered() if backends.get(entry[0][1]).is_available()]
     if not usable:
@@ -198,10 +240,19 @@ def test_every_kernel_gives_the_results_of_its_definition():
             assert_same_results(function, library, fast, args)
 
 
+def copied(args, backend=None):
+    """The arguments with arrays of their own, on a backend: some functions write into them."""
+    asarray = np.array if backend is None else functools.partial(backend.asarray, copy=True)
+    in_dict = lambda arg: {k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in arg.items()}  # noqa: E731
+    return [
+        asarray(arg) if isinstance(arg, np.ndarray) else in_dict(arg) if isinstance(arg, dict) else arg for arg in args
+    ]
+
+
 def assert_same_results(function, library, fast, args):
     backend = backends.get(library)
-    moved = [backend.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
-    expected, received = definition(function)(*args), fast(*moved)
+    expected = definition(function)(*copied(args))
+    received = fast(*copied(args, backend))
     if not isinstance(expected, tuple):
         expected, received = (expected,), (received,)
     for truth, result in zip(expected, received, strict=True):
@@ -217,24 +268,42 @@ def assert_same_results(function, library, fast, args):
         np.testing.assert_allclose(result, truth, rtol=rtol, atol=atol, err_msg=f"{function} on {library}")
 
 
-@pytest.mark.parametrize("kernel", ["correlate", "correlate_filter_grad", "correlate_input_grad"])
-def test_a_convolution_of_one_image_at_a_time_is_that_of_all(kernel, monkeypatch):
-    from xpnn.kernels.numpy import convolution
+@pytest.fixture
+def small_parts(monkeypatch):
+    """NumPy's kernels in blocks of few numbers and of one image, shared out among three threads."""
+    kernels.load("numpy")
+    sizes = {"BLOCK": 64, "WIDTH": 16, "WORTH_A_THREAD": 8, "STRIPS": 1, "CHUNK": 1}
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("xpnn.kernels.numpy."):
+            for name in sizes.keys() & vars(module).keys():
+                monkeypatch.setattr(module, name, sizes[name])
+    monkeypatch.setattr(threads, "_thread_count", lambda: 3)
+    with threads.steady():
+        threads.share(lambda part: None, 3)
+        yield
 
-    monkeypatch.setattr(convolution, "STRIPS", 1)
-    function = f"layers.convolution.{kernel}"
-    for args in CALLS[function]:
-        assert_same_results(function, "numpy", getattr(convolution, kernel), args)
+
+@pytest.mark.parametrize("loops", ["blockwise", "compiled"])
+def test_update_rules_are_the_same_by_either_loops(loops, monkeypatch):
+    if loops == "compiled":
+        pytest.importorskip("numba")
+    kernels.load("numpy")
+    monkeypatch.setattr("xpnn.kernels.numpy.in_place.loops", importlib.import_module(f"xpnn.kernels.numpy.{loops}"))
+    for (function, library), fast in registered():
+        if library == "numpy" and function.startswith("optim."):
+            for args in CALLS[function]:
+                assert_same_results(function, library, fast, args)
 
 
-@pytest.mark.parametrize("kernel", ["window_max", "window_max_grad"])
-def test_pooling_one_image_at_a_time_is_pooling_all(kernel, monkeypatch):
-    from xpnn.kernels.numpy import pooling
-
-    monkeypatch.setattr(pooling, "CHUNK", 1)
-    function = f"layers.pooling.{kernel}"
-    for args in CALLS[function]:
-        assert_same_results(function, "numpy", getattr(pooling, kernel), args)
+def test_numpys_kernels_in_small_parts_give_the_same_results(small_parts, monkeypatch):
+    shared = []
+    monkeypatch.setattr(threads, "_pool", lambda pool=threads._pool: shared.append(1) or pool())
+    for (function, library), fast in registered():
+        if library == "numpy" and not function.startswith("optim."):  # a step is too short to be shared out
+            shared.clear()
+            for args in CALLS[function]:
+                assert_same_results(function, library, fast, args)
+            assert shared, f"{function} has shared out nothing"
 
 
 def test_a_function_without_a_kernel_has_no_fast_path():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnn import layers, optim
-from xpnn.backend import Array, Backend, Shape, get, to_numpy
+from xpnn.backend import Array, Backend, Shape, get, namespace, to_numpy
 from xpnn.gradient_check import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
 from xpnn.models import FullyConnectedNet, Model, VisionTransformer
 from xpnn.optim import Optimizer
@@ -178,8 +178,38 @@ def _pairs(backend: Backend) -> dict[str, tuple[Any, ...]]:
             (4, 5),
         ),
         "attention": (layers.attention_forward, layers.attention_backward, (2, 3, 4), (2, 5, 4), (2, 5, 3)),
+        "multihead_attention": (
+            _multihead_attention,
+            _multihead_attention_backward,
+            *((2, 3, 4), (4, 12), (4,), (4,), (4, 4), (4,)),
+        ),
         "embedding": (lambda w: layers.embedding_forward(indices, w), layers.embedding_backward, (5, 3)),
+        "patch_embedding": (
+            layers.patch_embedding_forward,
+            layers.patch_embedding_backward,
+            *((2, 3, 4, 6), (5, 3, 2, 2), (5,)),
+        ),
+        "positional_embedding": (
+            layers.positional_embedding_forward,
+            layers.positional_embedding_backward,
+            *((3, 2, 4), (2, 4)),
+        ),
+        "token_mean": (layers.token_mean_forward, layers.token_mean_backward, (2, 3, 4)),
+        "flatten": (layers.flatten_forward, layers.flatten_backward, (2, 3, 2, 4)),
+        "scale": (_with(layers.scale_forward, -0.7), layers.scale_backward, (4, 5)),
     }
+
+
+def _multihead_attention(x: Array, w_qkv: Array, b_q: Array, b_v: Array, w_out: Array, b_out: Array) -> Any:
+    """With a bias of zeros for the keys, which has no effect: relative to its gradient every rounding is large."""
+    b_qkv = namespace(x).concat([b_q, 0.0 * b_q, b_v])
+    return layers.multihead_attention_forward(x, w_qkv, b_qkv, w_out, b_out, num_heads=2)
+
+
+def _multihead_attention_backward(dout: Array, cache: Any) -> tuple[Array, ...]:
+    dx, dw_qkv, db_qkv, *out_grads = layers.multihead_attention_backward(dout, cache)
+    d = db_qkv.shape[0] // 3
+    return dx, dw_qkv, db_qkv[:d], db_qkv[2 * d :], *out_grads
 
 
 def _losses(backend: Backend) -> dict[str, tuple[Function, Array]]:

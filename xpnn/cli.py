@@ -93,7 +93,7 @@ def train(
         float | None, typer.Option(help="Of an optimizer that has it; vit's biases, norms and positions are spared.")
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Scale larger gradients down to this norm.")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches a step, which goes along their mean.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches a step, as of one large batch.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights to evaluate with.")] = None,
     lr_decay: Annotated[float | None, typer.Option(help="Factor of the learning rate after each epoch.")] = None,
     schedule: Annotated[
@@ -237,13 +237,12 @@ def compare(
     first = next(iter(runs.values()))
     chosen = _choose_backend(first.backend)
     images = _images(first, download)
-    for settings in runs.values():  # before anything is written
-        build_solver(settings, build_model(settings, images), images)
+    # all of them before anything is written
+    built = {label: build_solver(settings, build_model(settings, images), images) for label, settings in runs.items()}
     folder = RunFolder.create(out, f"compare-{dataset}")
     folder.write_config(chosen, **runs)
     solvers = {}
-    for label, settings in runs.items():
-        solver = build_solver(settings, build_model(settings, images), images)
+    for label, solver in built.items():
         with console.status(f"{label} ..."):
             _train(solver)
         if solver.stop_reason == "interrupted":
@@ -369,11 +368,12 @@ def info() -> None:
         if b.is_available():
             kernels.load(b.name)
             fast = [f for f, library in kernels.TABLE if library == b.name and kernels.fast_path(f, library)]
-            rows.append((b.name, b.version(), b.device_name(), ", ".join(fast) or "none"))
+            families = dict.fromkeys(function.split(".")[-2] for function in fast)
+            rows.append((b.name, b.version(), b.device_name(), ", ".join(families) or "none"))
         else:
             rows.append((b.name, "-", b.reason, "-"))
             remedies += [f"for {b.name}: {b.install}"] if b.install else []
-    report.table(console, "", ("backend", "version", "device", "kernels"), rows)
+    report.table(console, "", ("backend", "version", "device", "kernels for"), rows)
     for remedy in remedies:
         _say(remedy)
     _say(f"auto takes {_auto()}")

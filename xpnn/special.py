@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 from xpnn.backend import Array, dtype_name, one_kind
 
+# From -FAR down, the factor of GELU or SiLU is 0 to the last bit. Held there, infinity gives 0 and not 0 * infinity,
+# and from FAR up, where the factor is 1 and flat, no power of x overflows.
+GELU_FAR, SILU_FAR = 40.0, 1000.0
+
 # Coefficients of the Cephes library's ndtr.c, highest power first; those of a denominator begin with 1.
 # fmt: off
 _INNER_P = (9.60497373987051638749, 9.00260197203842689217e1, 2.23200534594684319226e3, 7.00332514112805075473e3,

@@ -6,22 +6,33 @@ core reads what another has just written. BLAS keeps to one thread meanwhile, an
 on: once used, its threads look out for more work for a tenth of a second, and keep their cores busy with that.
 """
 
+import contextvars
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-_ours = threading.RLock()  # held by the one thread that may share out work
-_depth = 0
-_held: list[tuple[Any, int]] = []  # BLAS libraries that keep to one thread, and how many they had
+
+class _State:
+    """Of this process: a forked one begins anew."""
+
+    def __init__(self) -> None:
+        self.ours = threading.RLock()  # held by the one thread that may share out work
+        self.depth = 0  # of `steady`
+        self.is_busy = False
+        self.held: list[tuple[Any, int]] = []  # BLAS libraries that keep to one thread, and how many they had
+        self.pool: ThreadPoolExecutor | None = None
 
 
-def share(work: Callable[[slice], Result], n: int, least: int = 1) -> list[Result]:
+_state = _State()
+
+
+def share(work: Callable[[slice], Result], n: int, least: int = 1, along: bool = False) -> list[Result]:
     """Return ``work(part)`` for parts of ``range(n)``, in order; each part is done by a thread of its own.
 
     There are as many threads as BLAS has, so ``OMP_NUM_THREADS`` holds for both. Work within work, or from two threads
@@ -35,18 +46,26 @@ def share(work: Callable[[slice], Result], n: int, least: int = 1) -> list[Resul
         How many examples, rows or numbers there are.
     least : int
         How many are worth a thread.
+    along : bool
+        Share out only where other work has made BLAS keep to one thread: for what is too little to do so itself.
     """
+    if along and not is_held():
+        return [work(slice(0, n))]
     with steady() as free:
-        parts = min(_blas_threads(), n // max(least, 1)) if free else 1
+        parts = min(_thread_count(), n // max(least, 1)) if free else 1
         if parts <= 1:
             return [work(slice(0, n))]
         _keep_blas_to_one_thread()
         first, *rest = (slice(n * i // parts, n * (i + 1) // parts) for i in range(parts))
-        others = [_pool().submit(work, part) for part in rest]
+        others: list[Future[Result]] = []
+        _state.is_busy = True
         try:
+            # np.errstate is part of the context.
+            others.extend(_pool().submit(contextvars.copy_context().run, work, part) for part in rest)
             result = work(first)
         finally:
             wait(others)  # they write into arrays of the caller's
+            _state.is_busy = False
         return [result, *(other.result() for other in others)]
 
 
@@ -56,44 +75,64 @@ def steady() -> Iterator[bool]:
 
     Yields whether this thread may share out work.
     """
-    global _depth
-    if not _ours.acquire(blocking=False):
+    state = _state
+    if not state.ours.acquire(blocking=False):
         yield False
         return
-    _depth += 1
+    state.depth += 1
     try:
-        yield True
+        yield not state.is_busy
     finally:
-        _depth -= 1
-        while _depth == 0 and _held:
-            library, count = _held.pop()
-            library.set_num_threads(count)
-        _ours.release()
+        state.depth -= 1
+        if state.depth == 0:
+            _let_blas_go(state)
+        state.ours.release()
+
+
+def is_held() -> bool:
+    """Whether BLAS keeps to one thread."""
+    return bool(_state.held)
 
 
 def _keep_blas_to_one_thread() -> None:
-    if not _held:
+    if not _state.held:
         for library in _blas():
-            _held.append((library, library.num_threads))
+            _state.held.append((library, library.num_threads))
             library.set_num_threads(1)
 
 
-def _blas_threads() -> int:
-    return max([count for _, count in _held] or [library.num_threads for library in _blas()], default=1)
+def _let_blas_go(state: _State) -> None:
+    while state.held:
+        library, count = state.held.pop()
+        library.set_num_threads(count)
+
+
+def _thread_count() -> int:
+    return max([count for _, count in _state.held] or [library.num_threads for library in _blas()], default=1)
 
 
 @cache
 def _blas() -> list[Any]:
-    """The BLAS libraries of this process, as far as their threads can be counted and set."""
+    """The BLAS libraries of this process whose threads can be counted and set."""
+    import numpy as np  # noqa: F401 - it brings its BLAS
     from threadpoolctl import ThreadpoolController  # takes some milliseconds
 
-    return ThreadpoolController().select(user_api="blas").lib_controllers
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    return [library for library in libraries if library.num_threads is not None]
 
 
-@cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="xpnn")
+    if _state.pool is None:
+        _state.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="xpnn")
+    return _state.pool
+
+
+def _begin_anew() -> None:
+    """In a forked process: its threads, and those that held locks, have stayed behind."""
+    global _state
+    _let_blas_go(_state)
+    _state = _State()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_begin_anew)

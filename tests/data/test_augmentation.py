@@ -126,6 +126,31 @@ def test_alternating_flips_are_drawn_once_by_place_in_the_data_set(kind):
             np.testing.assert_array_equal(out[n], image[:, :, ::-1] if flipped else image)
 
 
+def test_alternating_flips_are_drawn_again_for_another_seed_size_or_backend_alone(kind, monkeypatch):
+    drawn = []
+    integers = Generator.integers
+    monkeypatch.setattr(Generator, "integers", lambda self, *args: drawn.append(args[2]) or integers(self, *args))
+    flip, x = AlternatingFlip(), kind(images())
+    for epoch in (0, 0, 1):
+        flip(x, batch_of(kind, epoch=epoch))
+    assert drawn == [20]
+    for changes in ({"seed": 4}, {"num_examples": 30}, {}):
+        batch = batch_of(kind, **changes)
+        out, expected = flip(x, batch), AlternatingFlip()(x, batch)
+        np.testing.assert_array_equal(kind.to_numpy(out), kind.to_numpy(expected))
+    assert drawn == [20, *[20] * 2, *[30] * 2, *[20] * 2]
+    flip(images(), batch_of(np.array))
+    assert len(drawn) == (7 if kind.backend is backend.get("numpy") else 8)
+
+
+def test_kept_flips_leave_a_transform_what_it_was():
+    flip = AlternatingFlip()
+    flip(images(), batch_of(np.array))
+    assert flip == AlternatingFlip()
+    assert hash(flip) == hash(AlternatingFlip())
+    assert repr(flip) == "AlternatingFlip()"
+
+
 def test_in_two_successive_epochs_each_image_is_seen_both_ways(kind):
     x, other = kind(images()), np.random.default_rng(1).permutation(N)
     first = kind.to_numpy(AlternatingFlip()(x, batch_of(kind, epoch=4)))

@@ -1,5 +1,7 @@
 """The digits that ship with xpnn, and the Dataset that every loader returns."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,16 @@ from xpnn.errors import DataError
 @pytest.fixture(scope="module")
 def digits():
     return load_digits()
+
+
+def traced_peak(work):
+    """The most bytes that `work` had at a time."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def small(**changes):
@@ -91,6 +103,61 @@ def test_load_finds_digits_by_name(digits):
 def test_load_names_the_data_sets_when_the_name_is_unknown():
     with pytest.raises(DataError, match="expected a data set out of cifar10, digits; received 'mnist'"):
         data.load("mnist")
+
+
+def colorful(n=700):
+    """Noise, each channel with a mean and a spread of its own, in more than one piece."""
+    rng = np.random.default_rng(0)
+    X = rng.normal([[[[60]], [[120]], [[250]]]], [[[[5]], [[20]], [[40]]]], (n, 3, 20, 32))
+    return small(X_train=X.round().clip(0, 255).astype(np.uint8), y_train=np.zeros(n, np.int64))
+
+
+def test_the_mean_image_is_exact():
+    images = colorful()
+    assert np.array_equal(images.mean_image, images.X_train.astype(np.int64).sum(axis=0) / 700)
+
+
+def test_the_pixel_std_is_that_from_the_mean_image():
+    x = colorful().X_train.astype(np.float64)
+    expected = np.sqrt(np.square(x - x.mean(axis=0)).mean())
+    # E x² - (E x)², near 30,000 less 29,000, each with a few roundings
+    assert colorful().pixel_std == pytest.approx(expected, rel=1e-13)
+
+
+def test_channels_have_a_mean_and_a_standard_deviation():
+    images = colorful()
+    x = images.X_train.astype(np.float64)
+    np.testing.assert_allclose(images.channel_mean, x.mean(axis=(0, 2, 3)), rtol=1e-13)  # a sum of 448,000 numbers
+    # E x² - (E x)², with a variance of a hundredth of them at least
+    np.testing.assert_allclose(images.channel_std, x.std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_pixels_that_do_not_differ_have_a_standard_deviation_of_one():
+    images = small(X_train=np.full((4, 2, 2, 3), 7, np.uint8))
+    assert images.pixel_std == 1.0
+    assert images.channel_std.tolist() == [1.0, 1.0]
+    assert images.channel_mean.tolist() == [7.0, 7.0]
+
+
+def test_statistics_are_computed_once_and_cannot_be_written_to():
+    images = colorful(5)
+    for name in ("mean_image", "channel_mean", "channel_std"):
+        values = getattr(images, name)
+        assert getattr(images, name) is values
+        with pytest.raises(ValueError, match="read-only"):
+            values += 1
+
+
+def test_statistics_look_at_few_images_at_a_time():
+    images = colorful(3000)
+    peak = traced_peak(lambda: images.channel_std)
+    assert peak < 5 * 2**21  # pieces of 2 MB, their squares, and what goes with them
+
+
+def test_fewer_images_have_statistics_of_their_own():
+    images = colorful(9)
+    images.mean_image  # noqa: B018 (so that it is there to be kept)
+    assert np.array_equal(images.take(1).mean_image, images.X_train[0])
 
 
 def test_take_keeps_the_first_training_images_and_the_other_splits(digits):

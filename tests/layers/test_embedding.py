@@ -16,6 +16,8 @@ from xpnn.layers import (
     embedding_forward,
     patch_embedding_backward,
     patch_embedding_forward,
+    positional_embedding_forward,
+    token_mean_forward,
 )
 from xpnn.models import Model
 
@@ -138,6 +140,20 @@ def test_a_position_adds_its_vector_to_every_example(kind, dtype):
     dx, grads = net.backward(kind(np.ones((3, 2, 2)), dtype), cache)
     kind.assert_close(dx, np.ones((3, 2, 2)))
     kind.assert_close(grads["W"], np.full((2, 2), 3.0))
+
+
+@pytest.mark.parametrize(("x", "w"), [((2, 3, 4), (4, 3)), ((2, 3, 4), (2, 3, 4)), ((3, 4), (3, 4)), ((2, 3, 4), (4,))])
+def test_positions_that_do_not_fit_are_reported(kind, x, w):
+    with pytest.raises(ValueError, match=r"^positional_embedding: expected x \(N, T, D\) and w \(T, D\)") as error:
+        positional_embedding_forward(kind(np.zeros(x)), kind(np.zeros(w)))
+    assert f"received x {x} and w {w}" in str(error.value)
+
+
+@pytest.mark.parametrize("x", [(2, 3), (2, 0, 3), (2, 3, 1, 1)])
+def test_tokens_that_have_no_mean_are_reported(kind, x):
+    with pytest.raises(ValueError, match=r"^token_mean: expected x \(N, T, D\) of at least one token") as error:
+        token_mean_forward(kind(np.zeros(x)))
+    assert f"received x {x}" in str(error.value)
 
 
 def test_embeddings_start_at_a_deviation_of_0_02(kind):

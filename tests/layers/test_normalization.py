@@ -173,9 +173,21 @@ def test_an_input_that_does_not_fit_is_reported_when_the_net_is_built(net, shape
         Sequential(net).output_shape(shape)
 
 
+@pytest.mark.parametrize("eps", [-1e-5, np.inf, np.nan])
+def test_an_eps_that_is_negative_or_not_finite_is_refused(kind, eps):
+    images, ones = kind(normals((2, 2, 1, 3))), kind(np.ones(2))
+    for name, call in {
+        "layernorm": lambda: layernorm_forward(kind(normals((3, 2))), ones, ones, {"eps": eps}),
+        "spatial_groupnorm": lambda: spatial_groupnorm_forward(images, ones, ones, 1, {"eps": eps}),
+        "rmsnorm": lambda: rmsnorm_forward(kind(normals((3, 2))), ones, {"eps": eps}),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected a finite eps >= 0; received"):
+            call()
+
+
 def test_impossible_settings_are_refused():
     for layer in (lambda **settings: GroupNorm(2, **settings), LayerNorm, RMSNorm):
-        with pytest.raises(ValueError, match=r"^norm: expected eps >= 0; received -1\.0"):
+        with pytest.raises(ValueError, match=r"^norm: expected a finite eps >= 0; received -1\.0"):
             layer(eps=-1.0, name="norm")
     with pytest.raises(ValueError, match=r"^groupnorm: expected at least 1 group; received 0"):
         GroupNorm(0)

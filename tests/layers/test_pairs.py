@@ -116,6 +116,12 @@ PAIRS = {
     "conv_relu_pool": Pair(conv_relu_pool, layers.conv_relu_pool_backward, ((2, 2, 4, 4), (3, 2, 3, 3), (3,))),
     "dropout": Pair(dropout, layers.dropout_backward, ((4, 5),)),
     "dropout-test": Pair(lambda x: dropout(x, "test"), layers.dropout_backward, ((2, 3),)),
+    "scale": Pair(lambda x: layers.scale_forward(x, -0.7), layers.scale_backward, ((3, 4),)),
+    "flatten": Pair(layers.flatten_forward, layers.flatten_backward, ((2, 3, 2, 4),)),
+    "positional_embedding": Pair(
+        layers.positional_embedding_forward, layers.positional_embedding_backward, ((3, 2, 4), (2, 4))
+    ),
+    "token_mean": Pair(layers.token_mean_forward, layers.token_mean_backward, ((2, 3, 4),)),
     "affine_relu": Pair(layers.affine_relu_forward, layers.affine_relu_backward, ((3, 2, 2), (4, 3), (3,))),
     # The bias before a batch norm has no effect, so db is zero: relative to it every rounding is large.
     "affine_batchnorm_relu": Pair(

@@ -16,6 +16,7 @@ from xpnn.layers import (
     max_pool_backward,
     max_pool_forward,
 )
+from xpnn.layers.rows import pixels
 
 TWO = {"pool_height": 2, "pool_width": 2, "stride": 2}
 OVERLAPPING = {"pool_height": 2, "pool_width": 2, "stride": 1}
@@ -86,6 +87,12 @@ def test_the_average_of_each_window_and_its_gradient(kind, dtype):
     out, cache = avg_pool_forward(x, OVERLAPPING)
     kind.assert_close(out, [[[[3.5, 4.5]]]])
     kind.assert_close(avg_pool_backward(kind([[[[4.0, 8.0]]]], dtype), cache), [[[[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]]]])
+
+
+def test_the_gradient_of_an_average_has_the_channels_last_in_memory():
+    out, cache = avg_pool_forward(normals((2, 3, 4, 5)), OVERLAPPING)
+    dx = avg_pool_backward(out, cache)
+    assert np.shares_memory(pixels(dx), dx)
 
 
 def test_the_average_of_the_whole_image_and_its_gradient(kind, dtype):

@@ -9,11 +9,12 @@ import pytest
 from oracles import EPS, normals
 from xpnn import backend as backends
 from xpnn.backend import namespace
-from xpnn.errors import BackendUnavailable, CheckpointError
+from xpnn.errors import BackendUnavailable, CheckpointError, SettingError
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Spec, Standardize
 from xpnn.layers.initializers import constant, normal
 from xpnn.losses import softmax_loss, svm_loss
 from xpnn.models import FullyConnectedNet, Model
+from xpnn.models.model import best_labels
 from xpnn.optim import Optimizer
 from xpnn.parameters import Parameters
 
@@ -260,6 +261,12 @@ def test_the_first_layers_need_not_learn(kind, dtype):
     )  # a few roundings of numbers near 1
 
 
+@pytest.mark.parametrize("other", ["float16", np.float16, "bfloat16", "int64"])
+def test_a_model_of_another_dtype_is_refused(kind, other):
+    with pytest.raises(SettingError, match=r"model: expected a dtype out of float32, float64; received '.*\d'"):
+        small_model(kind, other)
+
+
 def test_a_net_without_parameters_has_no_gradients(kind):
     loss, grads = small_model(kind, net=Sequential(ReLU())).loss(kind(X), kind([0, 1, 2, 3, 0, 1]))
     kind.check(loss, "float64", ())
@@ -306,6 +313,22 @@ def test_a_batch_on_another_device_is_refused():
 def test_a_list_is_refused(kind):
     with pytest.raises(TypeError, match="model: expected X of backend .*; received list"):
         small_model(kind).loss([[1.0, 2.0, 3.0, 4.0]])
+
+
+def test_labels_are_those_of_the_scores_batch_by_batch(kind):
+    sizes = []
+
+    def score(x):
+        sizes.append(x.shape[0])
+        return -x
+
+    labels = best_labels(score, kind(X), 4, kind.backend)
+    assert sizes == [4, 2]
+    kind.assert_close(kind.check(labels, shape=(6,)), X.argmin(axis=1))
+
+
+def test_predicting_nothing_gives_no_labels(kind):
+    kind.check(small_model(kind).predict(kind(np.zeros((0, 4)))), shape=(0,))
 
 
 def test_predict_gives_the_label_with_the_highest_score(kind):

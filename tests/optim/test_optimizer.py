@@ -10,7 +10,7 @@ from oracles import EPS, normals
 from xpnn import backend as backends
 from xpnn.errors import SettingError
 from xpnn.optim import RULES, Optimizer, ParamGroup
-from xpnn.optim import optimizer as optimizer_module
+from xpnn.optim import in_place as in_place_module
 from xpnn.parameters import Parameters
 
 ALL = pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.elementwise])
@@ -49,7 +49,7 @@ def test_blocks_of_the_buffer_take_the_step_of_the_whole(kind, dtype, rule, leng
     whole, in_blocks = filled(kind, dtype, 0), filled(kind, dtype, 0)
     expected = Optimizer(whole, rule)
     expected.step(filled(kind, dtype, 1))
-    monkeypatch.setattr(optimizer_module, "BLOCK", length)
+    monkeypatch.setattr(in_place_module, "BLOCK", length)
     received = Optimizer(in_blocks, rule)
     received.step(filled(kind, dtype, 1))
     kind.assert_close(in_blocks.flat, kind.to_numpy(whole.flat), atol=8 * EPS[dtype])
@@ -241,7 +241,7 @@ def by_hand(kind, dtype, how, steps):
 @pytest.mark.parametrize("length", [2, 65_536])
 @pytest.mark.parametrize("queueing", [False, True])
 def test_each_group_goes_by_its_own_rule_and_settings(kind, dtype, make, length, queueing, monkeypatch):
-    monkeypatch.setattr(optimizer_module, "BLOCK", length)
+    monkeypatch.setattr(in_place_module, "BLOCK", length)
     monkeypatch.setattr(type(kind.backend), "asynchronous", property(lambda self: queueing))
     params = make(net(kind, dtype, 0))
     groups = [
@@ -437,7 +437,7 @@ def test_the_state_of_every_group_goes_where_the_parameters_go(kind, there):
 @pytest.mark.parametrize("make", [lambda p: p, dict], ids=["buffer", "dict"])
 @pytest.mark.parametrize("length", [4, 65_536])
 def test_large_gradients_are_scaled_down_to_the_norm(kind, dtype, make, length, monkeypatch):
-    monkeypatch.setattr(optimizer_module, "BLOCK", length)
+    monkeypatch.setattr(in_place_module, "BLOCK", length)
     params, grads = make(filled(kind, dtype, 0)), make(filled(kind, dtype, 1))
     Optimizer(params, "sgd", learning_rate=1.0, clip_norm=0.5).step(grads)
     w, dw = normals(9).astype(dtype), normals(9, 1).astype(dtype)

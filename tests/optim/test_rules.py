@@ -343,25 +343,27 @@ def test_newton_schulz_takes_a_matrix(kind):
 
 
 def test_muon_orthogonalizes_nesterovs_step(kind, dtype):
-    w, dw, v = (normals((4, 2), seed, dtype) for seed in range(3))
+    w, dw, v = (normals((2, 4), seed, dtype) for seed in range(3))
     config = {"learning_rate": 0.5, "momentum": 0.25, "weight_decay": 0.5, "velocity": kind(v, dtype)}
     next_w, config = muon(kind(w, dtype), kind(dw, dtype), config)
     kind.assert_close(config["velocity"], 0.25 * v + dw, atol=a_few(dtype))
     direction = kind.to_numpy(newton_schulz(kind(dw + 0.25 * (0.25 * v + dw), dtype)))
-    expected = w * 0.75 - 0.5 * np.sqrt(2) * direction  # sqrt(4 rows / 2 columns)
+    expected = w * 0.75 - 0.5 * np.sqrt(2) * direction  # sqrt(4 outputs / 2 inputs)
     kind.assert_close(next_w, expected, atol=2 * QUINTIC * EPS[dtype])
 
 
-def test_muon_takes_a_filter_as_a_row(kind, dtype):
-    w, dw = normals((2, 3, 2, 2), 0, dtype), normals((2, 3, 2, 2), 1, dtype)
-    rows, _ = muon(kind(w.reshape(2, 12), dtype), kind(dw.reshape(2, 12), dtype))
-    filters, _ = muon(kind(w, dtype), kind(dw, dtype))
-    kind.check(filters, dtype, (2, 3, 2, 2))
-    kind.assert_close(filters, kind.to_numpy(rows).reshape(2, 3, 2, 2))
+@pytest.mark.parametrize("filters", [2, 20])
+def test_muon_takes_filters_for_the_outputs_of_a_matrix(kind, dtype, filters):
+    w, dw = (normals((filters, 3, 2, 2), seed, dtype) for seed in range(2))
+    matrix, _ = muon(*(kind(a.reshape(filters, 12).T, dtype) for a in (w, dw)))
+    received, _ = muon(kind(w, dtype), kind(dw, dtype))
+    kind.check(received, dtype, w.shape)
+    expected = kind.to_numpy(matrix).T.reshape(w.shape)
+    kind.assert_close(received, expected, atol=QUINTIC * EPS[dtype])
 
 
 def test_muon_may_set_the_norm_of_the_weights_before_its_step(kind, dtype):
-    w, dw = normals((4, 2), 0, dtype), normals((4, 2), 1, dtype)
+    w, dw = normals((2, 4), 0, dtype), normals((2, 4), 1, dtype)
     settings = {"learning_rate": 0.5, "momentum": 0.25, "normalize_weights": True}
     next_w, _ = muon(kind(w, dtype), kind(dw, dtype), settings)
     # at the first step the momentum changes the length of the step only

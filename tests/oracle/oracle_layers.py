@@ -1,4 +1,4 @@
-"""A layer and the equal PyTorch module with the same parameters, run side by side."""
+"""A layer, or a net of layers, and the equal PyTorch module with the same parameters, run side by side."""
 
 import numpy as np
 from oracle_torch import torch
@@ -9,10 +9,10 @@ LAYOUTS = ["channels first", "channels last"]
 
 
 def laid_out(kind, array, layout):
-    """An array of the kind; of images, with the channels first or last in memory."""
-    if layout == "channels first" or array.ndim != 4:
+    """An array of the kind; with the channels, or whatever the second axis is, first or last in memory."""
+    if layout == "channels first" or array.ndim < 3:
         return kind(array)
-    return kind.xp.permute_dims(kind(np.ascontiguousarray(array.transpose(0, 2, 3, 1))), (0, 3, 1, 2))
+    return kind.xp.moveaxis(kind(np.ascontiguousarray(np.moveaxis(array, 1, -1))), -1, 1)
 
 
 def draw(seed, *shapes, dtype="float64"):
@@ -20,8 +20,19 @@ def draw(seed, *shapes, dtype="float64"):
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
+def torch_names(net, input_shape):
+    """For each array of the layers within: its name, the name in the equal module, the layer and its name there."""
+    for layer, _ in net.walk(input_shape):
+        start = f"{layer.path}." if layer.path else ""
+        for name, theirs in layer.torch_names.items():
+            if name in layer.params or name in layer.state:
+                yield start + name, (start + theirs).rstrip("."), layer, name
+
+
 def as_torch_has(layer, name, array):
     """An array of the layer, as the equal module holds it."""
+    if name in layer.torch_batched:
+        return array[None]
     return array.T if name in layer.torch_transposed else array
 
 
@@ -33,7 +44,10 @@ def give_parameters(kind, layer, module, input_shape, dtype, seed):
     if "running_var" in arrays:
         arrays["running_var"] = 0.5 + arrays["running_var"] ** 2
     model.load_state_dict(arrays)
-    own = {layer.torch_names[name]: torch.from_numpy(as_torch_has(layer, name, a)) for name, a in arrays.items()}
+    own = {
+        theirs: torch.from_numpy(as_torch_has(owner, key, arrays[name]))
+        for name, theirs, owner, key in torch_names(layer, input_shape)
+    }
     module = module.to(getattr(torch, dtype))
     module.load_state_dict({"num_batches_tracked": torch.tensor(0), **own} if "running_var" in arrays else own)
     return module
@@ -55,9 +69,12 @@ def assert_equal_layers(kind, layer, module, x, dout, atol, *, train=True, layou
     if x.dtype.kind == "f":
         kind.check(dx, x.dtype.name, x.shape)
         kind.assert_close(dx, tx.grad.numpy(), atol=atol)
+    _, without_dx = layer.backward(laid_out(kind, dout, layout), cache, input_grad=False)
     parameters = dict(module.named_parameters())
-    assert grads.keys() == layer.params.keys()
-    for name, grad in grads.items():
-        truth = parameters[layer.torch_names[name]].grad.numpy()
-        kind.check(grad, dout.dtype.name)
-        kind.assert_close(grad, as_torch_has(layer, name, truth), atol=atol)
+    learned = [entry for entry in torch_names(layer, x.shape[1:]) if entry[3] in entry[2].params]
+    assert grads.keys() == without_dx.keys() == {name for name, *_ in learned}
+    for name, theirs, owner, key in learned:
+        for grad in (grads[name], without_dx[name]):
+            kind.check(grad, dout.dtype.name, tuple(owner.params[key].shape))
+            own, truth = as_torch_has(owner, key, kind.to_numpy(grad)), parameters[theirs].grad.numpy()
+            np.testing.assert_allclose(own, truth, rtol=0, atol=atol, err_msg=name)

@@ -14,6 +14,9 @@ from xpnn.layers import (
     Linear,
     MultiHeadAttention,
     PatchEmbedding,
+    PositionalEmbedding,
+    Sequential,
+    TokenMean,
     attention_backward,
     attention_forward,
 )
@@ -104,3 +107,33 @@ def test_patch_embedding_is_a_convolution(kind, dtype, seed, layout):
     terms = max(n * high * wide, c * size * size, d)
     call = lambda tx: conv(tx).flatten(2).transpose(1, 2)  # noqa: E731
     assert_equal_layers(kind, layer, conv, x, dout, tolerance(terms, dtype), layout=layout, call=call)
+
+
+class Positions(torch.nn.Module):
+    """As vision transformers hold them: a parameter of the net itself, with an axis for the batch."""
+
+    def __init__(self, tokens, dim):
+        super().__init__()
+        self.pos_embed = torch.nn.Parameter(torch.zeros(1, tokens, dim))
+
+    def forward(self, x):
+        return x + self.pos_embed
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_positional_embedding(kind, dtype, seed, layout):
+    n, t, d = shape = tuple(map(int, np.random.default_rng(seed).integers(1, 9, 3)))
+    layer = Sequential(PositionalEmbedding(name="pos_embed"))
+    module = give_parameters(kind, layer, Positions(t, d), (t, d), dtype, seed)
+    x, dout = draw(100 + seed, shape, shape, dtype=dtype)
+    assert_equal_layers(kind, layer, module, x, dout, tolerance(n, dtype), layout=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_mean_of_tokens(kind, dtype, seed, layout):
+    n, t, d = map(int, np.random.default_rng(seed).integers(1, 9, 3))
+    x, dout = draw(100 + seed, (n, t, d), (n, d), dtype=dtype)
+    mean = lambda tx: tx.mean(dim=1)  # noqa: E731
+    assert_equal_layers(kind, TokenMean(), torch.nn.Identity(), x, dout, tolerance(t, dtype), layout=layout, call=mean)

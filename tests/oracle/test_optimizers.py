@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from oracle_torch import torch
+from torch_airbench import zeropower
 
 from oracles import EPS, normals
 from xpnn.optim import EMA, RULES, Lookahead, Optimizer, ParamGroup, newton_schulz, schedules
@@ -59,29 +60,33 @@ def shapes_of(seed, ndim=None):
 
 
 class Lockstep:
-    """The same parameters and gradients here and in PyTorch."""
+    """The same parameters and gradients here and in PyTorch, which holds the matrices of linear layers transposed."""
 
-    def __init__(self, kind, dtype, shapes, scale=1.0):
-        self.kind, self.dtype, self.scale = kind, dtype, scale
+    def __init__(self, kind, dtype, shapes, scale=1.0, linear=False):
+        self.kind, self.dtype, self.scale, self.linear = kind, dtype, scale, linear
         self.params = Parameters(shapes, kind.backend, dtype)
         self.tensors = {}
         for i, (name, shape) in enumerate(shapes.items()):
             start = normals(shape, i, dtype)
             self.params[name] = kind(start, dtype)
-            self.tensors[name] = torch.nn.Parameter(torch.tensor(start, dtype=getattr(torch, dtype)))
+            self.tensors[name] = torch.nn.Parameter(torch.tensor(self.turned(start), dtype=getattr(torch, dtype)))
+
+    def turned(self, array):
+        """From one's layout to the other's."""
+        return array.T if self.linear else array
 
     def grads(self, step):
         grads = self.params.like()
         for i, (name, tensor) in enumerate(self.tensors.items()):
-            grad = self.scale * normals(tuple(tensor.shape), 1000 * (step + 1) + i, self.dtype)
+            grad = self.scale * normals(tuple(self.params[name].shape), 1000 * (step + 1) + i, self.dtype)
             grads[name] = self.kind(grad, self.dtype)
-            tensor.grad = torch.tensor(grad, dtype=tensor.dtype)
+            tensor.grad = torch.tensor(self.turned(grad), dtype=tensor.dtype)
         return grads
 
     def assert_equal(self, atol):
         for name, tensor in self.tensors.items():
             self.kind.check(self.params[name], self.dtype)
-            self.kind.assert_close(self.params[name], tensor.detach().numpy(), atol=atol)
+            self.kind.assert_close(self.params[name], self.turned(tensor.detach().numpy()), atol=atol)
 
 
 def rate(step, varies=True):
@@ -114,7 +119,7 @@ def test_a_rule_takes_the_steps_of_pytorchs_optimizer(kind, dtype, rule, seed):
 def test_muon_takes_the_steps_of_pytorchs(kind, dtype, seed, weight_decay, monkeypatch):
     in_float(monkeypatch)
     # beside such gradients the small numbers that the two add to a norm, in different ways, vanish
-    both = Lockstep(kind, dtype, shapes_of(seed, ndim=2), scale=1e10)
+    both = Lockstep(kind, dtype, shapes_of(seed, ndim=2), scale=1e10, linear=True)
     settings = {"momentum": 0.8, "weight_decay": weight_decay}
     ours = Optimizer(both.params, "muon", learning_rate=rate(0), newton_schulz_steps=5, **settings)
     theirs = torch.optim.Muon(list(both.tensors.values()), ns_steps=5, **settings)
@@ -123,12 +128,12 @@ def test_muon_takes_the_steps_of_pytorchs(kind, dtype, seed, weight_decay, monke
         ours.learning_rate = theirs.param_groups[0]["lr"] = rate(step)
         ours.step(grads)
         theirs.step()
-    # rates of up to 0.1, times sqrt(7) for a matrix of seven rows and one column
+    # rates of up to 0.1, times sqrt(7) for a matrix of one input and seven outputs
     both.assert_equal((ROUNDINGS + STEPS * 0.1 * math.sqrt(7) * QUINTIC) * EPS[dtype])
 
 
 def test_muon_in_pytorchs_bfloat16_is_near(kind):
-    both = Lockstep(kind, "float32", {"wide": (4, 6), "tall": (6, 3)})
+    both = Lockstep(kind, "float32", {"wide": (4, 6), "tall": (6, 3)}, linear=True)
     ours = Optimizer(both.params, "muon", learning_rate=0.01, momentum=0.8)
     theirs = torch.optim.Muon(list(both.tensors.values()), lr=0.01, momentum=0.8, weight_decay=0.0)
     for step in range(STEPS):
@@ -137,18 +142,6 @@ def test_muon_in_pytorchs_bfloat16_is_near(kind):
         theirs.step()
     # bfloat16 rounds by up to 2**-9, in 15 products a step, of a direction whose singular values are near 1
     both.assert_equal(STEPS * 0.01 * math.sqrt(2) * 15 * 2.0**-9)
-
-
-def zeropower(g, steps, eps=1e-7):
-    """airbench94_muon's orthogonalization, in the dtype of g."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm() + eps)
-    if g.size(0) > g.size(1):
-        x = x.T
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if g.size(0) > g.size(1) else x
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5), (1, 7)])
@@ -217,9 +210,9 @@ def test_clipping_is_clip_grad_norm(kind, dtype, max_norm, flat):
 def test_groups_are_param_groups(kind, dtype, monkeypatch):
     """As in airbench94_muon: three groups under Nesterov's momentum, a bias that stops early, filters under Muon."""
     in_float(monkeypatch)
-    shapes = {"whiten.b": (4,), "conv.W": (3, 2), "norm.beta": (3,), "conv2.W": (2, 5), "head.W": (3, 2)}
+    shapes = {"whiten.b": (4,), "conv.W": (2, 3), "norm.beta": (3,), "conv2.W": (5, 2), "head.W": (3, 2)}
     size = 1e10  # of the gradients: the small numbers that the two add to muon's norm vanish beside it
-    both = Lockstep(kind, dtype, shapes, scale=size)
+    both = Lockstep(kind, dtype, shapes, scale=size, linear=True)
     bias_rate, head_rate, decay, stop = 0.053 / size, 0.67 / size, 0.004, 12 / STEPS
     biases = {"learning_rate": bias_rate, "weight_decay": decay / bias_rate}
     until = schedules.piecewise((0, 1), (stop, 0), (1, 0))
@@ -259,7 +252,7 @@ def test_groups_are_param_groups(kind, dtype, monkeypatch):
         filters.step()
         ours.set_progress(t, "linear")
         ours.step(grads)
-    # the norm for clipping has twenty roundings more a step; sqrt(3 / 2) scales the steps of three rows, two columns
+    # the norm for clipping has twenty roundings more a step; sqrt(3 / 2) scales the steps of two inputs, three outputs
     both.assert_equal((ROUNDINGS + STEPS * 20 * 8 + STEPS * 0.24 * math.sqrt(1.5) * QUINTIC) * EPS[dtype])
 
 

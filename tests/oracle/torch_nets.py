@@ -142,8 +142,8 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     def __init__(self, dim, heads, hidden):
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(dim), Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "fc2": nn.Linear(hidden, dim)})
 
     def forward(self, x):
@@ -152,16 +152,22 @@ class TransformerBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
+    """timm's of that name with ``global_pool="avg", class_token=False``.
+
+    Source: timm 1.0.31, models/vision_transformer.py, whose layer norms have an eps of 1e-6 and whose `forward_head`
+    pools the tokens, then normalizes, then classifies.
+    """
+
     def __init__(self, patch, dim, depth, heads, classes=10, shape=(3, 32, 32)):
         super().__init__()
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(shape[0], dim, patch, patch)})
         self.pos_embed = nn.Parameter(torch.zeros(1, (shape[1] // patch) * (shape[2] // patch), dim))
         self.blocks = nn.ModuleList([TransformerBlock(dim, heads, 4 * dim) for _ in range(depth)])
-        self.fc_norm = nn.LayerNorm(dim)
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, classes)
 
     def forward(self, x):
         x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2) + self.pos_embed
         for block in self.blocks:
             x = block(x)
-        return self.head(self.fc_norm(x).mean(1))
+        return self.head(self.fc_norm(x.mean(dim=1)))

@@ -17,7 +17,7 @@ one transform that the `Solver` applies when it measures accuracy, too.
 import math
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xpnn import backend as backends
@@ -173,12 +173,24 @@ class AlternatingFlip(Transform):
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6.
     """
 
+    _drawn: dict[tuple[Any, ...], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
+
     def __call__(self, x: Array, batch: Batch) -> Array:
         xp = check_images("AlternatingFlip", x)
         if batch.num_examples < 1:
             raise SettingError("AlternatingFlip: expected a batch that knows the size of its data set; received 0")
-        coins = batch.rng.spawn(FLIPS).integers(0, 2, batch.num_examples, backends.of(x))
+        coins = self._coins(batch.rng.seed, batch.num_examples, backends.of(x))
         return _flip(x, xp.take(coins, batch.indices, axis=0) ^ (batch.epoch % 2))
+
+    def _coins(self, *drawn_for: Any) -> Array:
+        """A coin for each image: those of the last batch, where it had the same seed, size and backend."""
+        coins = self._drawn.get(drawn_for)
+        if coins is None:
+            seed, num_examples, backend = drawn_for
+            coins = Generator(seed, FLIPS).integers(0, 2, num_examples, backend)
+            self._drawn.clear()
+            self._drawn[drawn_for] = coins
+        return coins
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """The form in which every data set reaches a model: images and labels in three splits."""
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from xpnn.data.sampling import slices
 from xpnn.errors import DataError
+
+PIECE = 2**18  # pixels that the statistics look at together: 2 MB as float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +27,8 @@ class Dataset:
         Their labels, each from 0 to ``num_classes - 1``.
     class_names : tuple of str
         A name for each label.
+
+    The statistics of the training pixels are computed once, when one of them is first asked for.
 
     Raises
     ------
@@ -66,17 +73,37 @@ class Dataset:
         """Number of classes."""
         return len(self.class_names)
 
-    @property
+    @cached_property
     def mean_image(self) -> npt.NDArray[np.float64]:
         """Mean of the training images, of shape (C, H, W)."""
-        return self.X_train.mean(axis=0, dtype=np.float64)
+        return _read_only(self._pixel_sums[0] / len(self.X_train))
 
-    @property
+    @cached_property
     def pixel_std(self) -> float:
         """Standard deviation of the training pixels from the mean image; 1 where they do not differ from it."""
-        squares = sum(float(np.square(image, dtype=np.float32).sum(dtype=np.float64)) for image in self.X_train)
-        variance = squares / self.X_train.size - np.square(self.mean_image).mean()
-        return float(np.sqrt(variance)) if variance > 1e-6 else 1.0
+        variance = self._pixel_sums[1].sum() / self.X_train.size - np.square(self.mean_image).mean()
+        return float(_std(variance))
+
+    @cached_property
+    def channel_mean(self) -> npt.NDArray[np.float64]:
+        """Mean of the training pixels of each channel, of shape (C,)."""
+        return _read_only(self._pixel_sums[0].sum(axis=(1, 2)) / self.X_train[:, 0].size)
+
+    @cached_property
+    def channel_std(self) -> npt.NDArray[np.float64]:
+        """Standard deviation of the training pixels of each channel, of shape (C,); 1 where they do not differ."""
+        variance = self._pixel_sums[1].sum(axis=(1, 2)) / self.X_train[:, 0].size - np.square(self.channel_mean)
+        return _read_only(_std(variance))
+
+    @cached_property
+    def _pixel_sums(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Sums of the training images and of their squares: whole numbers that float64 holds exactly."""
+        sums, squares = np.zeros(self.input_shape), np.zeros(self.input_shape)
+        for piece in slices(len(self.X_train), max(PIECE // math.prod(self.input_shape), 1)):
+            x = self.X_train[piece].astype(np.float64)
+            sums += x.sum(axis=0)
+            squares += np.square(x).sum(axis=0)
+        return sums, squares
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return ``X_train``, ``y_train``, ``X_val``, ... by name, as the Solver takes them."""
@@ -107,3 +134,14 @@ class Dataset:
                 f"{self.name}: expected from 1 to {len(self.X_train)} training images; received {num_train}"
             )
         return replace(self, X_train=self.X_train[:num_train], y_train=self.y_train[:num_train])
+
+
+def _std(variance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Square roots of variances; 1 for one that is zero but for rounding."""
+    return np.sqrt(np.where(variance > 1e-6, variance, 1.0))
+
+
+def _read_only(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keep an array that is handed out more than once from being written to."""
+    array.flags.writeable = False
+    return array

@@ -69,8 +69,12 @@ from xpnn.layers.embedding import (
     embedding_forward,
     patch_embedding_backward,
     patch_embedding_forward,
+    positional_embedding_backward,
+    positional_embedding_forward,
+    token_mean_backward,
+    token_mean_forward,
 )
-from xpnn.layers.flatten import Flatten
+from xpnn.layers.flatten import Flatten, flatten_backward, flatten_forward
 from xpnn.layers.layer import Layer, Spec
 from xpnn.layers.normalization import (
     GroupNorm,
@@ -98,7 +102,7 @@ from xpnn.layers.pooling import (
     max_pool_forward_fast,
     max_pool_forward_naive,
 )
-from xpnn.layers.scale import Scale
+from xpnn.layers.scale import Scale, scale_backward, scale_forward
 from xpnn.layers.sequential import Sequential
 from xpnn.layers.standardize import Standardize
 from xpnn.losses import binary_cross_entropy_loss, mse_loss, softmax_loss, svm_loss
@@ -167,6 +171,8 @@ __all__ = [
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "flatten_backward",
+    "flatten_forward",
     "gelu_backward",
     "gelu_forward",
     "global_avg_pool_backward",
@@ -188,10 +194,14 @@ __all__ = [
     "multihead_attention_forward",
     "patch_embedding_backward",
     "patch_embedding_forward",
+    "positional_embedding_backward",
+    "positional_embedding_forward",
     "relu_backward",
     "relu_forward",
     "rmsnorm_backward",
     "rmsnorm_forward",
+    "scale_backward",
+    "scale_forward",
     "sigmoid_backward",
     "sigmoid_forward",
     "silu_backward",
@@ -204,4 +214,6 @@ __all__ = [
     "svm_loss",
     "tanh_backward",
     "tanh_forward",
+    "token_mean_backward",
+    "token_mean_forward",
 ]

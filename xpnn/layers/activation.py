@@ -7,10 +7,6 @@ from xpnn.backend import Array, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers.layer import Cache, Layer, check_dout
 
-# From -FAR down, the factor of GELU or SiLU is 0 to the last bit. Held there, infinity gives 0 and not 0 * infinity,
-# and from FAR up, where the factor is 1 and flat, no power of x overflows.
-GELU_FAR, SILU_FAR = 40.0, 1000.0
-
 
 def relu_forward(x: Array) -> tuple[Array, Cache]:
     """The rectified linear unit: ``out = max(x, 0)``. NaN passes through.
@@ -218,9 +214,9 @@ def silu_forward(x: Array) -> tuple[Array, Cache]:
     Source: Elfwing, Uchibe and Doya, "Sigmoid-weighted linear units", Neural Networks 2018.
     """
     xp = one_kind("silu", x=x)
-    x = xp.maximum(x, -SILU_FAR)
+    x = xp.maximum(x, -special.SILU_FAR)
     gate = special.sigmoid(x)
-    return x * gate, gate + xp.minimum(x, SILU_FAR) * (gate * (1.0 - gate))
+    return x * gate, gate + xp.minimum(x, special.SILU_FAR) * (gate * (1.0 - gate))
 
 
 def silu_backward(dout: Array, cache: Cache) -> Array:
@@ -281,8 +277,8 @@ def gelu_and_slope(x: Array, approximate: str) -> tuple[Array, Array]:
     ``Phi' = 2 sqrt(2 / pi) (1 + 3 * 0.044715 x²) Phi (1 - Phi)``.
     """
     xp = namespace(x)
-    x = xp.maximum(x, -GELU_FAR)
-    near = xp.minimum(x, GELU_FAR)
+    x = xp.maximum(x, -special.GELU_FAR)
+    near = xp.minimum(x, special.GELU_FAR)
     square = near * near
     if approximate == "tanh":
         root = math.sqrt(2.0 / math.pi)

@@ -7,7 +7,8 @@ from typing import ClassVar
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
-from xpnn.layers.rows import over_rows
+from xpnn.layers.rows import sum_rows
+from xpnn.products import product
 
 
 def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
@@ -35,14 +36,14 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
 
     Source: UCLA ECE C147, homework 4.
     """
-    xp = one_kind("affine", x=x, w=w, b=b)
+    one_kind("affine", x=x, w=w, b=b)
     if x.ndim < 1 or w.ndim != 2 or b.shape != w.shape[1:] or math.prod(x.shape[1:]) != w.shape[0]:
         raise ValueError(
             "affine: expected x (N, ...) of D numbers an example, w (D, M) and b (M,); "
             f"received x {tuple(x.shape)}, w {tuple(w.shape)} and b {tuple(b.shape)}"
         )
     rows = _rows(x)
-    return xp.matmul(rows, w) + b, (rows, w, x.shape)
+    return product(rows, w) + b, (rows, w, x.shape)
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -64,12 +65,11 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     rows, w, x_shape = cache
     xp = check_dout("affine_backward", dout, w, (rows.shape[0], w.shape[1]))
     dw, db = _affine_param_grads(dout, rows)
-    return xp.reshape(xp.matmul(dout, w.T), x_shape), dw, db
+    return xp.reshape(product(dout, w.T), x_shape), dw, db
 
 
 def _affine_param_grads(dout: Array, rows: Array) -> tuple[Array, Array]:
-    xp = namespace(dout)
-    return xp.matmul(rows.T, dout), over_rows(xp.sum, dout)
+    return product(rows.T, dout), sum_rows(dout)
 
 
 def _rows(x: Array) -> Array:
@@ -105,7 +105,7 @@ def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, C
             f"x {tuple(x.shape)}, w {tuple(w.shape)} and b {None if b is None else tuple(b.shape)}"
         )
     rows = _last_axis_rows(x)
-    out = xp.matmul(rows, w)
+    out = product(rows, w)
     if b is not None:
         out += b
     return xp.reshape(out, (*x.shape[:-1], w.shape[1])), (rows, w, x.shape, b is not None)
@@ -128,15 +128,22 @@ def linear_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | No
     db : array (M,), or None where there is no bias
     """
     _, w, x_shape, _ = cache
-    xp = check_dout("linear_backward", dout, w, (*x_shape[:-1], w.shape[1]))
-    dw, db = _linear_param_grads(dout, cache)
-    return xp.reshape(xp.matmul(_last_axis_rows(dout), w.T), x_shape), dw, db
+    check_dout("linear_backward", dout, w, (*x_shape[:-1], w.shape[1]))
+    return linear_input_grad(dout, cache), *linear_param_grads(dout, cache)
 
 
-def _linear_param_grads(dout: Array, cache: Cache) -> tuple[Array, Array | None]:
+def linear_input_grad(dout: Array, cache: Cache) -> Array:
+    """The dx of `linear_backward` alone."""
+    _, w, x_shape, _ = cache
+    xp = namespace(dout)
+    return xp.reshape(product(_last_axis_rows(dout), w.T), x_shape)
+
+
+def linear_param_grads(dout: Array, cache: Cache) -> tuple[Array, Array | None]:
+    """The dw and db of `linear_backward` alone."""
     rows, _, _, has_bias = cache
-    dw, db = _affine_param_grads(_last_axis_rows(dout), rows)
-    return dw, db if has_bias else None
+    douts = _last_axis_rows(dout)
+    return product(rows.T, douts), sum_rows(douts) if has_bias else None
 
 
 def _last_axis_rows(x: Array) -> Array:
@@ -236,5 +243,5 @@ class Linear(Layer):
         if input_grad:
             dx, dw, db = linear_backward(dout, cache)
         else:
-            dx, (dw, db) = None, _linear_param_grads(dout, cache)
+            dx, (dw, db) = None, linear_param_grads(dout, cache)
         return dx, {"W": dw} | ({} if db is None else {"b": db})

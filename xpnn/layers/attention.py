@@ -6,10 +6,8 @@ from typing import ClassVar
 
 from xpnn.backend import Array, Shape, one_kind
 from xpnn.layers import initializers
-from xpnn.layers.affine import linear_backward, linear_forward
+from xpnn.layers.affine import linear_backward, linear_forward, linear_param_grads
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
-
-SMALL_NORMAL = initializers.normal(0.02)  # usual for transformers
 
 
 def attention_forward(q: Array, k: Array, v: Array, causal: bool = False) -> tuple[Array, Cache]:
@@ -166,14 +164,19 @@ def multihead_attention_backward(dout: Array, cache: Cache) -> tuple[Array, Arra
     dw_out : array (D, D)
     db_out : array (D,)
     """
+    dqkv, dw_out, db_out = _multihead_grads(dout, cache)
+    dx, dw_qkv, db_qkv = linear_backward(dqkv, cache[0])
+    return dx, dw_qkv, db_qkv, dw_out, db_out
+
+
+def _multihead_grads(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """The gradients by queries, keys and values (N, T, 3 D), by w_out and by b_out."""
     in_cache, attention_cache, out_cache, (n, t, num_heads, size) = cache
     xp = check_dout("multihead_attention_backward", dout, in_cache[0], (n, t, num_heads * size))
     dseen, dw_out, db_out = linear_backward(dout, out_cache)
     dseen = xp.permute_dims(xp.reshape(dseen, (n, t, num_heads, size)), (0, 2, 1, 3))
-    dheads = xp.stack(attention_backward(dseen, attention_cache))
-    dqkv = xp.reshape(xp.permute_dims(dheads, (1, 3, 0, 2, 4)), (n, t, 3 * num_heads * size))
-    dx, dw_qkv, db_qkv = linear_backward(dqkv, in_cache)
-    return dx, dw_qkv, db_qkv, dw_out, db_out
+    by_token = [xp.permute_dims(grad, (0, 2, 1, 3)) for grad in attention_backward(dseen, attention_cache)]
+    return xp.reshape(xp.stack(by_token, axis=2), (n, t, 3 * num_heads * size)), dw_out, db_out
 
 
 class MultiHeadAttention(Layer):
@@ -200,7 +203,9 @@ class MultiHeadAttention(Layer):
     }
     torch_transposed: ClassVar[frozenset[str]] = frozenset({"W_qkv", "W_out"})
 
-    def __init__(self, heads: int, *, causal: bool = False, init: Initializer = SMALL_NORMAL, name: str = "") -> None:
+    def __init__(
+        self, heads: int, *, causal: bool = False, init: Initializer = initializers.small_normal, name: str = ""
+    ) -> None:
         super().__init__(name)
         where = name or "multiheadattention"
         self.heads = operator.index(heads)
@@ -234,5 +239,10 @@ class MultiHeadAttention(Layer):
         return multihead_attention_forward(x, w_qkv, b_qkv, w_out, b_out, self.heads, self.causal)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        dx, *grads = multihead_attention_backward(dout, cache)
+        dx: Array | None = None
+        if input_grad:
+            dx, *grads = multihead_attention_backward(dout, cache)
+        else:
+            dqkv, *out_grads = _multihead_grads(dout, cache)
+            grads = [*linear_param_grads(dqkv, cache[0]), *out_grads]
         return dx, dict(zip(self.param_names, grads, strict=True))

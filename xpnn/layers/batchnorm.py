@@ -3,11 +3,11 @@
 import math
 from typing import Any, ClassVar
 
-from xpnn.backend import Array, Shape, library_of, namespace, one_kind
+from xpnn.backend import Array, Shape, library_of, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
-from xpnn.layers.rows import images, over_rows, pixels
+from xpnn.layers.rows import add_rows, images, pixels
 
 RUNNING = ("running_mean", "running_var")
 
@@ -39,7 +39,8 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        For another mode, too few examples to take statistics of, or shapes that do not fit.
+        For another mode, an eps below 0, a momentum outside [0, 1], too few examples to take statistics of, or shapes
+        that do not fit.
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
     """
@@ -49,13 +50,8 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
             "batchnorm: expected x (N, D), gamma (D,) and beta (D,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
-    mode, eps, momentum, unbiased = (
-        bn_param.get("mode"),
-        float(bn_param.get("eps", 1e-5)),
-        float(bn_param.get("momentum", 0.9)),
-        bool(bn_param.get("unbiased", False)),
-    )
-    n = x.shape[0]
+    eps, momentum = _check_settings("batchnorm", bn_param.get("eps", 1e-5), bn_param.get("momentum", 0.9))
+    mode, unbiased, n = bn_param.get("mode"), bool(bn_param.get("unbiased", False)), x.shape[0]
     if mode not in ("train", "test"):
         raise ValueError(f"batchnorm: expected mode 'train' or 'test'; received {mode!r}")
     if mode == "train" and n == 0:
@@ -81,6 +77,12 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
     scale = gamma * inv_std
     out = (fast_path("layers.batchnorm.normalize", library_of(x)) or normalize)(x, mean, scale, beta)
     return out, (x, mean, inv_std, scale, mode)
+
+
+def _check_settings(where: str, eps: float, momentum: float) -> tuple[float, float]:
+    if not 0 <= eps < math.inf or not 0 <= momentum <= 1:
+        raise ValueError(f"{where}: expected eps >= 0 and momentum in [0, 1]; received {eps!r} and {momentum!r}")
+    return float(eps), float(momentum)
 
 
 def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -119,15 +121,14 @@ def _input_grad(dout: Array, cache: Cache, dgamma: Array, dbeta: Array) -> Array
         return dout * scale
     n = dout.shape[0]
     fast = fast_path("layers.batchnorm.input_gradient", library_of(x))
-    return (fast or input_gradient)(dout, x, mean, scale, dbeta / n, dgamma * inv_std / n)
+    return (fast or input_gradient)(dout, x, mean, scale, dbeta * (1.0 / n), dgamma * (1.0 / n) * inv_std)
 
 
 def moments(x: Array) -> tuple[Array, Array]:
     """The definition of a batch's mean and variance: of each column of rows (N, D)."""
-    xp = namespace(x)
-    mean = over_rows(xp.mean, x)
+    mean = add_rows(x) / x.shape[0]
     centered = x - mean
-    return mean, over_rows(xp.mean, centered * centered)
+    return mean, add_rows(centered * centered) / x.shape[0]
 
 
 def normalize(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
@@ -137,8 +138,7 @@ def normalize(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
 
 def gradient_sums(dout: Array, x: Array, mean: Array) -> tuple[Array, Array]:
     """The definition of the sums in `batchnorm_backward`: over rows, of dout and of ``dout (x - mean)``."""
-    xp = namespace(dout)
-    return over_rows(xp.sum, dout), over_rows(xp.sum, dout * (x - mean))
+    return add_rows(dout), add_rows(dout * (x - mean))
 
 
 def input_gradient(dout: Array, x: Array, mean: Array, scale: Array, shift: Array, slope: Array) -> Array:
@@ -168,7 +168,7 @@ def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dic
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        For another mode, too few pixels to take statistics of, or shapes that do not fit.
+        For another mode, an eps below 0, a momentum outside [0, 1], too few pixels, or shapes that do not fit.
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, section 3.2.
     """
@@ -246,9 +246,7 @@ class BatchNorm(Layer):
         name: str = "",
     ) -> None:
         super().__init__(name)
-        if not 0 <= eps < math.inf or not 0 <= momentum <= 1:
-            where = name or "batchnorm"
-            raise ValueError(f"{where}: expected eps >= 0 and momentum in [0, 1]; received {eps!r} and {momentum!r}")
+        _check_settings(name or "batchnorm", eps, momentum)
         self.learned = {"gamma": bool(scale), "beta": bool(center)}
         self.bn_param: dict[str, Any] = {"mode": "train", "eps": eps, "momentum": momentum, "unbiased": bool(unbiased)}
         self.state = self.bn_param

@@ -9,7 +9,7 @@ from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
-from xpnn.layers.rows import over_rows, pixels
+from xpnn.layers.rows import pixels, sum_rows
 from xpnn.windows import Pair, Window, as_pair
 
 
@@ -89,8 +89,8 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None
 
 def _param_grads(dout: Array, cache: Cache, weights: bool = True) -> tuple[Array | None, Array | None]:
     x, w, has_bias, window, groups = cache
-    xp = check_dout("conv_backward", dout, x, (x.shape[0], w.shape[0], *window.counts(x.shape[2:])))
-    db = over_rows(xp.sum, pixels(dout)) if has_bias else None
+    check_dout("conv_backward", dout, x, (x.shape[0], w.shape[0], *window.counts(x.shape[2:])))
+    db = sum_rows(pixels(dout)) if has_bias else None
     if not weights:
         return None, db
     fast = fast_path("layers.convolution.correlate_filter_grad", library_of(x))

@@ -7,10 +7,10 @@ from typing import ClassVar
 from xpnn import backend as backends
 from xpnn.backend import Array, Shape, describe, dtype_name, is_array, is_integer, namespace, one_kind
 from xpnn.layers import initializers
-from xpnn.layers.affine import linear_backward, linear_forward
+from xpnn.layers.affine import linear_forward, linear_input_grad, linear_param_grads
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
+from xpnn.layers.rows import sum_rows
 
-SMALL_NORMAL = initializers.normal(0.02)  # usual for transformers
 ONE_HOT_NUMBERS = 2**22  # how many numbers of a one-hot matrix `embedding_backward` makes at a time
 
 
@@ -141,18 +141,127 @@ def patch_embedding_backward(dout: Array, cache: Cache) -> tuple[Array, Array, A
     db : array (D,)
     """
     token_cache, (n, c, height, width), w_shape = cache
+    dw, db = _patch_param_grads(dout, cache)
+    xp, p = namespace(dout), w_shape[2]
+    dpatches = xp.reshape(linear_input_grad(dout, token_cache), (n, height // p, width // p, c, p, p))
+    return xp.reshape(xp.permute_dims(dpatches, (0, 3, 1, 4, 2, 5)), (n, c, height, width)), dw, db
+
+
+def _patch_param_grads(dout: Array, cache: Cache) -> tuple[Array, Array]:
+    token_cache, (n, _, height, width), w_shape = cache
     p = w_shape[2]
     shape = (n, (height // p) * (width // p), w_shape[0])
     xp = check_dout("patch_embedding_backward", dout, token_cache[0], shape)
-    dtokens, dw, db = linear_backward(dout, token_cache)
-    dpatches = xp.reshape(dtokens, (n, height // p, width // p, c, p, p))
-    dx = xp.reshape(xp.permute_dims(dpatches, (0, 3, 1, 4, 2, 5)), (n, c, height, width))
-    return dx, xp.reshape(dw.T, w_shape), db
+    dw, db = linear_param_grads(dout, token_cache)
+    return xp.reshape(dw.T, w_shape), db
 
 
 def _as_matrix(w: Array) -> Array:
     """Filters (D, C, P, P) as a matrix (C P P, D)."""
     return namespace(w).reshape(w, (w.shape[0], math.prod(w.shape[1:]))).T
+
+
+def positional_embedding_forward(x: Array, w: Array) -> tuple[Array, Cache]:
+    """Add a vector to each token by its position: ``out[n,t] = x[n,t] + w[t]``.
+
+    Parameters
+    ----------
+    x : array (N, T, D)
+        N examples of T tokens.
+    w : array (T, D)
+        A row for each position.
+
+    Returns
+    -------
+    out : array (N, T, D)
+    cache : object
+        For `positional_embedding_backward`.
+
+    Raises
+    ------
+    TypeError
+        When the arrays are of different kinds or hold no floating-point numbers.
+    ValueError
+        When the shapes do not fit.
+
+    Source: Gehring et al., "Convolutional sequence to sequence learning", ICML 2017, section 3.1.
+    """
+    one_kind("positional_embedding", x=x, w=w)
+    if x.ndim != 3 or w.shape != x.shape[1:]:
+        raise ValueError(
+            "positional_embedding: expected x (N, T, D) and w (T, D); "
+            f"received x {tuple(x.shape)} and w {tuple(w.shape)}"
+        )
+    return x + w, (backends.of(x), x.shape)
+
+
+def positional_embedding_backward(dout: Array, cache: Cache) -> tuple[Array, Array]:
+    """Differentiate `positional_embedding_forward`: ``dx = dout``, ``dw = sum_n dout_n``.
+
+    Parameters
+    ----------
+    dout : array (N, T, D)
+        The gradient of the loss by out.
+    cache : object
+        From `positional_embedding_forward`.
+
+    Returns
+    -------
+    dx : array (N, T, D)
+        dout itself.
+    dw : array (T, D)
+    """
+    kind, (n, t, d) = cache
+    xp = check_dout("positional_embedding_backward", dout, kind, (n, t, d))
+    return dout, xp.reshape(sum_rows(xp.reshape(dout, (n, t * d))), (t, d))
+
+
+def token_mean_forward(x: Array) -> tuple[Array, Cache]:
+    """Average the tokens of each example: ``out[n] = mean_t x[n,t]``.
+
+    Parameters
+    ----------
+    x : array (N, T, D)
+        N examples of T tokens.
+
+    Returns
+    -------
+    out : array (N, D)
+    cache : object
+        For `token_mean_backward`.
+
+    Raises
+    ------
+    TypeError
+        When x holds no floating-point numbers.
+    ValueError
+        When x has another number of dimensions, or no token.
+
+    Source: Beyer, Zhai and Kolesnikov, "Better plain ViT baselines for ImageNet-1k", 2022.
+    """
+    xp = one_kind("token_mean", x=x)
+    if x.ndim != 3 or x.shape[1] == 0:
+        raise ValueError(f"token_mean: expected x (N, T, D) of at least one token; received x {tuple(x.shape)}")
+    return xp.mean(x, axis=1), (backends.of(x), x.shape)
+
+
+def token_mean_backward(dout: Array, cache: Cache) -> Array:
+    """Differentiate `token_mean_forward`: each token has an equal part of the gradient, ``dx[n,t] = dout[n] / T``.
+
+    Parameters
+    ----------
+    dout : array (N, D)
+        The gradient of the loss by out.
+    cache : object
+        From `token_mean_forward`.
+
+    Returns
+    -------
+    dx : array (N, T, D)
+    """
+    kind, (n, t, d) = cache
+    xp = check_dout("token_mean_backward", dout, kind, (n, d))
+    return xp.broadcast_to((dout / t)[:, None, :], (n, t, d))
 
 
 class Embedding(Layer):
@@ -171,7 +280,9 @@ class Embedding(Layer):
     takes_integers = True
     torch_names: ClassVar[dict[str, str]] = {"W": "weight"}
 
-    def __init__(self, num_embeddings: int, dim: int, *, init: Initializer = SMALL_NORMAL, name: str = "") -> None:
+    def __init__(
+        self, num_embeddings: int, dim: int, *, init: Initializer = initializers.small_normal, name: str = ""
+    ) -> None:
         super().__init__(name)
         where = name or "embedding"
         self.num_embeddings, self.dim = operator.index(num_embeddings), operator.index(dim)
@@ -193,7 +304,7 @@ class Embedding(Layer):
 
 
 class PositionalEmbedding(Layer):
-    """``x + W`` for examples (T, D): a learned vector for each position, with parameter W (T, D).
+    """`positional_embedding_forward` of examples (T, D), with parameter W (T, D).
 
     Parameters
     ----------
@@ -204,7 +315,7 @@ class PositionalEmbedding(Layer):
     torch_names: ClassVar[dict[str, str]] = {"W": ""}  # a parameter of the net itself
     torch_batched: ClassVar[frozenset[str]] = frozenset({"W"})
 
-    def __init__(self, *, init: Initializer = SMALL_NORMAL, name: str = "") -> None:
+    def __init__(self, *, init: Initializer = initializers.small_normal, name: str = "") -> None:
         super().__init__(name)
         self.init = check_init(name or "positionalembedding", init)
 
@@ -215,10 +326,11 @@ class PositionalEmbedding(Layer):
         return {"W": Spec(input_shape, self.init)}
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        return x + self.params["W"], None
+        return positional_embedding_forward(x, self.params["W"])
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        return dout, {"W": namespace(dout).sum(dout, axis=0)}
+        dx, dw = positional_embedding_backward(dout, cache)
+        return dx, {"W": dw}
 
 
 class PatchEmbedding(Layer):
@@ -238,7 +350,7 @@ class PatchEmbedding(Layer):
 
     torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
 
-    def __init__(self, size: int, dim: int, *, init: Initializer = SMALL_NORMAL, name: str = "") -> None:
+    def __init__(self, size: int, dim: int, *, init: Initializer = initializers.small_normal, name: str = "") -> None:
         super().__init__(name)
         where = name or "patchembedding"
         self.size, self.dim = operator.index(size), operator.index(dim)
@@ -267,21 +379,24 @@ class PatchEmbedding(Layer):
         return patch_embedding_forward(x, self.params["W"], self.params["b"])
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        dx, dw, db = patch_embedding_backward(dout, cache)
+        if input_grad:
+            dx, dw, db = patch_embedding_backward(dout, cache)
+        else:
+            dx, (dw, db) = None, _patch_param_grads(dout, cache)
         return dx, {"W": dw, "b": db}
 
 
 class TokenMean(Layer):
-    """``mean_t x_t``: examples (T, D) to the mean (D,) of their tokens."""
+    """`token_mean_forward` of examples (T, D): the mean (D,) of their tokens."""
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return _check_tokens(self.path or "tokenmean", input_shape)[1:]
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        return namespace(x).mean(x, axis=1), x.shape
+        return token_mean_forward(x)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        return namespace(dout).broadcast_to((dout / cache[1])[:, None, :], cache), {}
+        return token_mean_backward(dout, cache), {}
 
 
 def _check_tokens(where: str, input_shape: Shape) -> Shape:

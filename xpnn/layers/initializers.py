@@ -59,6 +59,9 @@ def _normal(std: float, rng: Generator, shape: Shape, dtype: Any, backend: Backe
     return rng.normal(shape, std=std, dtype=dtype, backend=backend)
 
 
+small_normal = normal(0.02)  # usual for transformers
+
+
 def uniform(bound: float) -> Initializer:
     """U(-bound, bound)."""
     return partial(_uniform, _positive("uniform", "bound", bound))

@@ -4,18 +4,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 from xpnn import backend as backends
-from xpnn.backend import Array, Shape, describe, namespace, one_kind
+from xpnn.backend import Array, Backend, Shape, describe, namespace, one_kind
 from xpnn.random import Generator
 
 Cache = Any  # what a forward pass keeps for its backward pass
 Initializer = Callable[..., Array]  # (generator, shape, dtype, backend) -> array
 
 
-def check_dout(where: str, dout: Array, cached: Array, shape: Shape) -> Any:
-    """Return the namespace of a gradient; raise where it is not of the kind of the cache, or of the output's shape."""
+def check_dout(where: str, dout: Array, cached: Array | Backend, shape: Shape) -> Any:
+    """Return the namespace of a gradient; raise where it is not of the kind of the cache, or of the output's shape.
+
+    A cache that needs no array has the backend instead.
+    """
     xp = one_kind(where, dout=dout)
-    if backends.of(dout) is not backends.of(cached):
-        received = f"dout: {describe(dout)}, cache: {describe(cached)}"
+    kind = cached if isinstance(cached, Backend) else backends.of(cached)
+    if backends.of(dout) is not kind:
+        received = f"dout: {describe(dout)}, cache: {kind if cached is kind else describe(cached)}"
         raise TypeError(f"{where}: expected dout and cache of one kind; received {received}")
     if tuple(dout.shape) != tuple(shape):
         raise ValueError(f"{where}: expected dout of shape {tuple(shape)}, as out; received {tuple(dout.shape)}")

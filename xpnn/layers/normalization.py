@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
-from xpnn.layers.rows import images, over_rows, pixels
+from xpnn.layers.rows import images, pixels, sum_rows
 
 
 def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Mapping[str, Any]) -> tuple[Array, Cache]:
@@ -34,7 +34,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Mapping[str
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        When the shapes do not fit.
+        When the shapes do not fit, or eps is negative or not finite.
 
     Source: Ba, Kiros and Hinton, "Layer normalization", 2016.
     """
@@ -44,7 +44,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Mapping[str
             "layernorm: expected x (..., D) of at least one feature, gamma (D,) and beta (D,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
-    x_hat, inv_std = _standardize(x, -1, ln_param)
+    x_hat, inv_std = _standardize(x, -1, _eps("layernorm", ln_param))
     out = gamma * x_hat
     out += beta
     return out, (x_hat, inv_std, gamma)
@@ -102,7 +102,7 @@ def spatial_groupnorm_forward(
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        When the shapes do not fit, or G does not divide C.
+        When the shapes do not fit, G does not divide C, or eps is negative or not finite.
 
     Source: Wu and He, "Group normalization", ECCV 2018.
     """
@@ -117,7 +117,7 @@ def spatial_groupnorm_forward(
     if not 1 <= operator.index(G) <= c or c % G:
         raise ValueError(f"spatial_groupnorm: expected G to divide the {c} channels; received {G!r}")
     groups = xp.reshape(pixels(x), (n, h * w, G, c // G))
-    x_hat, inv_std = _standardize(groups, (1, 3), gn_param)
+    x_hat, inv_std = _standardize(groups, (1, 3), _eps("spatial_groupnorm", gn_param))
     out = x_hat * xp.reshape(gamma, (G, c // G))
     out += xp.reshape(beta, (G, c // G))
     return images(out, x.shape), (x_hat, inv_std, gamma, beta.shape, x.shape)
@@ -142,10 +142,10 @@ def spatial_groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array,
     x_hat, inv_std, gamma, beta_shape, x_shape = cache
     xp = check_dout("spatial_groupnorm_backward", dout, x_hat, x_shape)
     rows = pixels(dout)
-    dgamma = over_rows(xp.sum, rows * xp.reshape(x_hat, rows.shape))
+    dgamma = sum_rows(rows * xp.reshape(x_hat, rows.shape))
     dx_hat = xp.reshape(rows * xp.reshape(gamma, rows.shape[1:]), x_hat.shape)
     dx = images(_standardize_backward(dx_hat, x_hat, inv_std, (1, 3)), x_shape)
-    return dx, xp.reshape(dgamma, gamma.shape), xp.reshape(over_rows(xp.sum, rows), beta_shape)
+    return dx, xp.reshape(dgamma, gamma.shape), xp.reshape(sum_rows(rows), beta_shape)
 
 
 def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tuple[Array, Cache]:
@@ -171,7 +171,7 @@ def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tup
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        When the shapes do not fit.
+        When the shapes do not fit, or eps is negative or not finite.
 
     Source: Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019.
     """
@@ -181,7 +181,8 @@ def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tup
             "rmsnorm: expected x (..., D) of at least one feature and gamma (D,); "
             f"received x {tuple(x.shape)} and gamma {tuple(gamma.shape)}"
         )
-    inv_rms = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + _eps(rms_param))
+    eps = _eps("rmsnorm", rms_param)
+    inv_rms = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     x_hat = x * inv_rms
     return gamma * x_hat, (x_hat, inv_rms, gamma)
 
@@ -212,15 +213,21 @@ def rmsnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array]:
     return dx, _sum_over_examples(dout * x_hat)
 
 
-def _eps(param: Mapping[str, Any]) -> float:
-    return float(param.get("eps", 1e-5))
+def _eps(where: str, param: Mapping[str, Any]) -> float:
+    return _check_eps(where, param.get("eps", 1e-5))
 
 
-def _standardize(x: Array, axis: int | tuple[int, ...], param: Mapping[str, Any]) -> tuple[Array, Array]:
+def _check_eps(where: str, eps: float) -> float:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{where}: expected a finite eps >= 0; received {eps!r}")
+    return float(eps)
+
+
+def _standardize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array]:
     """Return ``(x - mean) / sqrt(var + eps)`` with the statistics over `axis`, and the ``1 / sqrt(var + eps)``."""
     xp = namespace(x)
     x_hat = x - xp.mean(x, axis=axis, keepdims=True)
-    inv_std = 1.0 / xp.sqrt(xp.mean(x_hat * x_hat, axis=axis, keepdims=True) + _eps(param))
+    inv_std = 1.0 / xp.sqrt(xp.mean(x_hat * x_hat, axis=axis, keepdims=True) + eps)
     x_hat *= inv_std
     return x_hat, inv_std
 
@@ -237,7 +244,7 @@ def _standardize_backward(dx_hat: Array, x_hat: Array, inv_std: Array, axis: int
 def _sum_over_examples(x: Array) -> Array:
     """Sum over all axes but the last."""
     xp = namespace(x)
-    return over_rows(xp.sum, xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])))
+    return sum_rows(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])))
 
 
 class LayerNorm(Layer):
@@ -335,12 +342,6 @@ class RMSNorm(Layer):
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         dx, dgamma = rmsnorm_backward(dout, cache)
         return dx, {"gamma": dgamma}
-
-
-def _check_eps(where: str, eps: float) -> float:
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{where}: expected eps >= 0; received {eps!r}")
-    return float(eps)
 
 
 def _check_features(where: str, input_shape: Shape) -> Shape:

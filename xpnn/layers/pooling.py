@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from xpnn import backend as backends
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers.layer import Cache, Layer, check_dout
@@ -105,11 +106,12 @@ def avg_pool_forward(x: Array, pool_param: Mapping[str, Any]) -> tuple[Array, Ca
 
 
 def _avg_pool(x: Array, window: Window) -> tuple[Array, Cache]:
-    total: Any = 0.0
-    for rows, cols in window.slices(window.counts(x.shape[2:])):
-        total = x[:, :, rows, cols] + total
-    out = total * (1.0 / math.prod(window.size))
-    return out, (out, tuple(x.shape[2:]), window)
+    first, *rest = (x[:, :, rows, cols] for rows, cols in window.slices(window.counts(x.shape[2:])))
+    out = namespace(x).asarray(first, copy=True)
+    for taps in rest:
+        out += taps
+    out *= 1.0 / math.prod(window.size)
+    return out, (backends.of(x), x.shape, window)
 
 
 def avg_pool_backward(dout: Array, cache: Cache) -> Array:
@@ -117,13 +119,14 @@ def avg_pool_backward(dout: Array, cache: Cache) -> Array:
 
     Parameters and returns as for `max_pool_backward`.
     """
-    out, image, window = cache
-    xp = check_dout("avg_pool_backward", dout, out, out.shape)
-    part = dout * (1.0 / math.prod(window.size))
-    dx = xp.zeros((*dout.shape[:2], *image), dtype=dout.dtype, device=dout.device)
-    for rows, cols in window.slices(dout.shape[2:]):
-        dx[:, :, rows, cols] += part
-    return dx
+    kind, (n, c, height, width), window = cache
+    counts = window.counts((height, width))
+    xp = check_dout("avg_pool_backward", dout, kind, (n, c, *counts))
+    part = xp.permute_dims(dout, (0, 2, 3, 1)) * (1.0 / math.prod(window.size))
+    dx = xp.zeros((n, height, width, c), dtype=dout.dtype, device=dout.device)
+    for rows, cols in window.slices(counts):
+        dx[:, rows, cols, :] += part
+    return xp.permute_dims(dx, (0, 3, 1, 2))
 
 
 def global_avg_pool_forward(x: Array) -> tuple[Array, Cache]:
@@ -151,8 +154,7 @@ def global_avg_pool_forward(x: Array) -> tuple[Array, Cache]:
     xp = one_kind("global_avg_pool", x=x)
     if x.ndim != 4 or 0 in x.shape[2:]:
         raise ValueError(f"global_avg_pool: expected x (N, C, H, W), H and W > 0; received x {tuple(x.shape)}")
-    out = xp.mean(x, axis=(2, 3))
-    return out, (out, tuple(x.shape))
+    return xp.mean(x, axis=(2, 3)), (backends.of(x), x.shape)
 
 
 def global_avg_pool_backward(dout: Array, cache: Cache) -> Array:
@@ -169,9 +171,8 @@ def global_avg_pool_backward(dout: Array, cache: Cache) -> Array:
     -------
     dx : array (N, C, H, W)
     """
-    out, shape = cache
-    xp = check_dout("global_avg_pool_backward", dout, out, out.shape)
-    n, c, height, width = shape
+    kind, (n, c, height, width) = cache
+    xp = check_dout("global_avg_pool_backward", dout, kind, (n, c))
     part = xp.reshape(dout * (1.0 / (height * width)), (n, 1, 1, c))
     return xp.permute_dims(xp.broadcast_to(part, (n, height, width, c)), (0, 3, 1, 2))
 

@@ -1,8 +1,7 @@
-"""Rows of features: images as rows of pixels and back, and sums over many rows."""
+"""Rows of features: images as rows of pixels and back, and the sum of many rows."""
 
-from collections.abc import Callable
-
-from xpnn.backend import Array, Shape, namespace
+from xpnn.backend import Array, Shape, library_of, namespace
+from xpnn.kernels import fast_path
 
 
 def pixels(x: Array) -> Array:
@@ -22,19 +21,19 @@ def images(rows: Array, shape: Shape) -> Array:
 BLOCK = 256  # rows
 
 
-def over_rows(reduce: Callable[..., Array], x: Array) -> Array:
-    """Sum or average rows (N, D); where they are many first in blocks, then over these.
+def sum_rows(x: Array) -> Array:
+    """Return the sum (D,) of rows (N, D)."""
+    return (fast_path("layers.rows.add_rows", library_of(x)) or add_rows)(x)
+
+
+def add_rows(x: Array) -> Array:
+    """The definition of `sum_rows`: where rows are many, first in blocks, then over these.
 
     NumPy adds rows one by one: over the pixels of a batch, float32 would lose two digits.
     """
     xp, (n, d) = namespace(x), x.shape
     whole = n - n % BLOCK
     if n < 4 * BLOCK:
-        return reduce(x, axis=0)
-    blocks = reduce(reduce(xp.reshape(x[:whole, :], (whole // BLOCK, BLOCK, d)), axis=1), axis=0)
-    if whole == n:
-        return blocks
-    rest = reduce(x[whole:, :], axis=0)
-    if reduce is xp.mean:
-        return blocks * (whole / n) + rest * ((n - whole) / n)
-    return blocks + rest
+        return xp.sum(x, axis=0)
+    blocks = xp.sum(xp.sum(xp.reshape(x[:whole, :], (whole // BLOCK, BLOCK, d)), axis=1), axis=0)
+    return blocks if whole == n else blocks + xp.sum(x[whole:, :], axis=0)

@@ -6,6 +6,13 @@ from xpnn.backend import Array, Shape, to_numpy
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec
 
+Standardization = tuple[Array | float, Array | float | None]  # mean and std, which may be none
+
+
+def standardizing(statistics: Standardization | None) -> list[Layer]:
+    """Return the first layers of a net that takes raw images: `Standardize`, or none without statistics."""
+    return [] if statistics is None else [Standardize(*statistics)]
+
 
 class Standardize(Layer):
     """``(x - mean) / std`` with fixed statistics of the training data, so that a model takes raw images.

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from xpnn.backend import Array, Backend, Shape
-from xpnn.layers import Affine, BatchNorm, Conv, Layer, MaxPool, ReLU, Sequential, Standardize
+from xpnn.backend import Backend, Shape
+from xpnn.layers import Affine, BatchNorm, Conv, MaxPool, ReLU, Sequential
 from xpnn.layers.initializers import kaiming, normal
+from xpnn.layers.standardize import Standardization, standardizing
 from xpnn.models.fully_connected import CourseModel
 from xpnn.random import Generator
 
@@ -55,11 +56,11 @@ class ThreeLayerConvNet(CourseModel):
         *,
         backend: str | Backend | None = None,
         rng: Generator | int | None = None,
-        standardize: tuple[Array | float, Array | float | None] | None = None,
+        standardize: Standardization | None = None,
     ) -> None:
         self.use_batchnorm = use_batchnorm
         init = kaiming if weight_scale is None else normal(weight_scale)
-        layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
+        layers = standardizing(standardize)
         layers.append(Conv(num_filters, filter_size, pad=(filter_size - 1) // 2, init=init, name="conv1"))
         if use_batchnorm:
             layers.append(BatchNorm(name="batchnorm1"))

@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from xpnn.backend import Array, Backend
-from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Standardize
+from xpnn.backend import Backend
+from xpnn.layers import Affine, BatchNorm, Dropout, ReLU, Sequential
 from xpnn.layers.initializers import kaiming, normal
+from xpnn.layers.standardize import Standardization, standardizing
 from xpnn.models.model import Model
 from xpnn.random import Generator
 
@@ -69,7 +70,7 @@ class FullyConnectedNet(CourseModel):
         *,
         backend: str | Backend | None = None,
         rng: Generator | int | None = None,
-        standardize: tuple[Array | float, Array | float | None] | None = None,
+        standardize: Standardization | None = None,
     ) -> None:
         if not isinstance(hidden_dims, Iterable):
             raise TypeError(f"FullyConnectedNet: expected a sequence of sizes hidden_dims; received {hidden_dims!r}")
@@ -80,7 +81,7 @@ class FullyConnectedNet(CourseModel):
         if self.use_dropout and seed is not None:
             self.dropout_param["seed"] = seed
         init = kaiming if weight_scale is None else normal(weight_scale)
-        layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
+        layers = standardizing(standardize)
         for units in hidden_dims:
             layers.append(Affine(units, init))
             if use_batchnorm:

@@ -13,7 +13,7 @@ from xpnn.models import torch_weights
 from xpnn.parameters import Parameters
 from xpnn.random import DROPOUT, Generator, as_generator
 
-DTYPES = ("float64", "float32", "float16")
+DTYPES = ("float32", "float64")
 Loss = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -31,7 +31,7 @@ class Model:
     reg : float
         The loss gains ``0.5 reg sum(W²)`` over the weight matrices and filters, not over biases or scales.
     dtype : str or dtype
-        Of parameters, state and gradients; inputs are cast to it.
+        Of parameters, state and gradients, float32 or float64; inputs are cast to it.
     backend : str or Backend, optional
         Where the model lives; ``XPNN_BACKEND`` or NumPy by default.
     rng : Generator or int, optional
@@ -48,6 +48,8 @@ class Model:
     ------
     ValueError
         When a layer does not take the shape that reaches it; the message names the layer.
+    SettingError (a ValueError)
+        For another dtype or an impossible `reg`.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Model:
             raise SettingError(f"model: expected reg, the strength of the penalty, of at least 0; received {reg!r}")
         self.backend = backends.get(backend).require()
         self.output_shape = net.output_shape(self.input_shape)
-        if dtype_name(dtype) not in DTYPES:
+        dtype = dtype_name(dtype)
+        if dtype not in DTYPES:
             raise SettingError(f"model: expected a dtype out of {', '.join(DTYPES)}; received {dtype!r}")
-        self._build(dtype_name(dtype), as_generator(rng))
+        self._build(dtype, as_generator(rng))
 
     def _build(self, dtype: str, rng: Generator) -> None:
         leaves = list(self.net.walk(self.input_shape))
@@ -210,10 +213,7 @@ class Model:
             raise ValueError(f"predict: expected a batch_size of at least 1; received {batch_size}")
         if not is_array(X):
             raise TypeError(f"predict: expected an array; received {describe(X)}")
-        xp = self.backend.namespace
-        starts = range(0, max(X.shape[0], 1), batch_size)
-        batches = (X[i : min(i + batch_size, X.shape[0]), ...] for i in starts)
-        return xp.concat([xp.argmax(self.loss(batch), axis=1) for batch in batches])
+        return best_labels(self.loss, X, batch_size, self.backend)
 
     def to(self, backend: str | Backend) -> "Model":
         """Move parameters and state to another backend; returns the model."""
@@ -309,6 +309,25 @@ class Model:
             self.rng_state = rng_state
             for path, (layer, key) in self._state_paths.items():
                 layer.state[key] = state[path]
+
+
+def best_labels(score: Callable[[Array], Any], X: Array, batch_size: int, backend: Backend) -> Array:
+    """Return the label with the highest score for each example, batch by batch; nothing waits for the device.
+
+    Parameters
+    ----------
+    score : callable
+        ``score(x) -> scores (n, C)`` on `backend`, for a batch of X.
+    X : array (N, ...)
+
+    Returns
+    -------
+    labels : int64 array (N,)
+    """
+    xp = backend.namespace
+    starts = range(0, max(X.shape[0], 1), batch_size)
+    batches = (X[start : min(start + batch_size, X.shape[0]), ...] for start in starts)
+    return xp.concat([xp.argmax(score(batch), axis=1) for batch in batches])
 
 
 def _path(layer: Layer, key: str) -> str:

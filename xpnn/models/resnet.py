@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from xpnn.backend import Array, Shape
+from xpnn.backend import Shape
 from xpnn.errors import SettingError
 from xpnn.layers import (
     BatchNorm,
@@ -18,11 +18,9 @@ from xpnn.layers import (
     Residual,
     Scale,
     Sequential,
-    Standardize,
 )
+from xpnn.layers.standardize import Standardization, standardizing
 from xpnn.models.model import Model
-
-Standardization = tuple[Array | float, Array | float | None]
 
 
 class ResNet(Model):
@@ -66,7 +64,7 @@ class ResNet(Model):
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
             raise SettingError(f"ResNet: expected a depth of 6 n + 2, such as 20 or 56; received {depth}")
-        layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
+        layers = standardizing(standardize)
         layers += [_conv(widths[0], 3, name="conv1"), _batchnorm("bn1"), ReLU()]
         channels = widths[0]
         for stage, width in enumerate(widths, 1):
@@ -134,7 +132,7 @@ class ResNet9(Model):
         standardize: Standardization | None = None,
         **options: Any,
     ) -> None:
-        layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
+        layers = standardizing(standardize)
         layers += [
             Sequential(*_conv_bn_relu(width), name="prep"),
             Sequential(*_conv_bn_relu(2 * width), MaxPool(2), _residual(2 * width), name="layer1"),

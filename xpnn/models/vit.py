@@ -3,10 +3,9 @@
 import re
 from typing import Any
 
-from xpnn.backend import Array, Shape
+from xpnn.backend import Shape
 from xpnn.layers import (
     GELU,
-    Layer,
     LayerNorm,
     Linear,
     MultiHeadAttention,
@@ -14,15 +13,15 @@ from xpnn.layers import (
     PositionalEmbedding,
     Residual,
     Sequential,
-    Standardize,
     TokenMean,
 )
-from xpnn.layers.initializers import normal
+from xpnn.layers.initializers import small_normal
+from xpnn.layers.standardize import Standardization, standardizing
 from xpnn.models.model import Model
 
 
 class VisionTransformer(Model):
-    """Patches as tokens - positions - `depth` blocks of attention and MLP - layer norm - mean over tokens - linear.
+    """Patches as tokens - positions - `depth` blocks of attention and MLP - mean over tokens - layer norm - linear.
 
     A block is ``x + attention(norm(x))``, then ``x + mlp(norm(x))``, an MLP with one hidden layer of GELUs.
 
@@ -43,7 +42,8 @@ class VisionTransformer(Model):
         As for `Model`: loss, reg, dtype, backend, rng.
 
     Source: Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; the mean over tokens after Beyer, Zhai and
-    Kolesnikov, "Better plain ViT baselines for ImageNet-1k", 2022. The names of `to_torch_state_dict` are timm's.
+    Kolesnikov, "Better plain ViT baselines for ImageNet-1k", 2022. The net, and so the names of `to_torch_state_dict`,
+    is timm's with ``global_pool="avg", class_token=False``.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class VisionTransformer(Model):
         mlp_dim: int | None = None,
         num_classes: int = 10,
         input_dim: Shape = (3, 32, 32),
-        standardize: tuple[Array | float, Array | float | None] | None = None,
+        standardize: Standardization | None = None,
         **options: Any,
     ) -> None:
-        layers: list[Layer] = [] if standardize is None else [Standardize(*standardize)]
+        layers = standardizing(standardize)
         layers += [PatchEmbedding(patch, dim, name="patches"), PositionalEmbedding(name="positions")]
         layers += [_block(dim, heads, mlp_dim or 4 * dim, name=f"block{i + 1}") for i in range(depth)]
-        layers += [LayerNorm(name="norm"), TokenMean(), Linear(num_classes, init=normal(0.02), name="head")]
+        layers += [TokenMean(), _norm("norm"), Linear(num_classes, init=small_normal, name="head")]
         super().__init__(Sequential(*layers), tuple(input_dim), **options)
 
     def torch_key(self, key: str) -> str:
@@ -88,13 +88,17 @@ def _mlp_key(match: re.Match[str]) -> str:
 
 def _block(dim: int, heads: int, mlp_dim: int, name: str) -> Sequential:
     return Sequential(
-        Residual(LayerNorm(name="norm1"), MultiHeadAttention(heads, name="attn"), name="attention"),
+        Residual(_norm("norm1"), MultiHeadAttention(heads, name="attn"), name="attention"),
         Residual(
-            LayerNorm(name="norm2"),
-            Linear(mlp_dim, init=normal(0.02), name="fc1"),
+            _norm("norm2"),
+            Linear(mlp_dim, init=small_normal, name="fc1"),
             GELU(),
-            Linear(dim, init=normal(0.02), name="fc2"),
+            Linear(dim, init=small_normal, name="fc2"),
             name="mlp",
         ),
         name=name,
     )
+
+
+def _norm(name: str) -> LayerNorm:
+    return LayerNorm(eps=1e-6, name=name)

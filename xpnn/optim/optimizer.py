@@ -10,12 +10,11 @@ from xpnn.backend import Array, Backend, is_array, namespace
 from xpnn.errors import SettingError
 from xpnn.optim import schedules
 from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
+from xpnn.optim.in_place import in_place
 from xpnn.optim.norms import clip_factor, scaled
 from xpnn.optim.rules import Config, Rule
 from xpnn.optim.schedules import Schedule
 from xpnn.parameters import Parameters
-
-BLOCK = 65_536  # numbers: a rule's temporaries then fit a CPU core's cache
 
 
 @dataclass
@@ -203,30 +202,39 @@ class Optimizer:
     def _step_over_buffer(
         self, key: str, part: _Part, grads: Any, factor: Array | None, where: Array | None, backend: Backend
     ) -> None:
-        """Run a rule over segments of the buffer, on a CPU block by block: each stays in the cache until it is done."""
+        """Run a rule over segments of the buffer."""
         w, dw, config = self.params.flat, grads.flat, self.groups[key]  # type: ignore[attr-defined]
-        whole = backend.asynchronous and len(part.segments) == 1  # its new state need not be copied
-        after, start = config, 0  # where the block begins in the state
+        step = self._queued if backend.asynchronous else self._in_place
+        after, start = config, 0  # where the segment begins in the state
         for segment in part.segments:
-            length = max(segment.stop - segment.start, 1) if backend.asynchronous else BLOCK
-            for first in range(segment.start, segment.stop, length):
-                block = slice(first, min(first + length, segment.stop))
-                own = slice(start, start + block.stop - block.start)
-                old_w, old = w[block], {k: config[k][own] for k in part.state}
-                g = dw[block] if factor is None else scaled(dw[block], factor)
-                next_w, after = part.rule(old_w, g, {**config, **old})
-                if where is not None:
-                    xp = namespace(w)
-                    next_w = xp.where(where, next_w, old_w)
-                    after |= {k: xp.where(where, after[k], old[k]) for k in part.state}
-                w[block] = next_w
-                for k in part.state:
-                    if whole:
-                        config[k] = after[k]
-                    else:
-                        config[k][own] = after[k]
-                start = own.stop
+            own = slice(start, start + segment.stop - segment.start)
+            g = dw[segment] if factor is None else scaled(dw[segment], factor)
+            after = step(part, w[segment], g, config, own, where)
+            start = own.stop
         config.update({k: value for k, value in after.items() if k not in part.state})
+
+    @staticmethod
+    def _in_place(part: _Part, w: Array, dw: Array, config: Config, own: slice, where: None) -> Config:
+        after = {**config, **{k: config[k][own] for k in part.state}}
+        in_place(part.rule, w)(w, dw, after)
+        return after
+
+    @staticmethod
+    def _queued(part: _Part, w: Array, dw: Array, config: Config, own: slice, where: Array | None) -> Config:
+        """A step whose condition, if there is one, nobody waits for."""
+        old = {k: config[k][own] for k in part.state}
+        next_w, after = part.rule(w, dw, {**config, **old})
+        if where is not None:
+            xp = namespace(w)
+            next_w = xp.where(where, next_w, w)
+            after |= {k: xp.where(where, after[k], old[k]) for k in part.state}
+        w[...] = next_w
+        for k in part.state:
+            if len(part.segments) == 1:
+                config[k] = after[k]  # all of it, which need not be copied
+            else:
+                config[k][own] = after[k]
+        return after
 
     def _follow(self) -> Backend:
         """Move the state to where the parameters have gone."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from xpnn.backend import Array, namespace, one_kind
 from xpnn.optim.norms import norm, scaled
+from xpnn.products import product
 
 Config = dict[str, Any]
 Rule = Callable[..., tuple[Array, Config]]
@@ -187,9 +188,9 @@ def lion(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
 def muon(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     """Muon, Nesterov momentum made orthogonal: ``v = mu v + dw``; ``w - lr s O(dw + mu v)``.
 
-    ``O`` is `newton_schulz` of the step as a matrix (F, -1), w's first axis against all others: an output channel of
-    a convolution is a row, while an Affine's W (D, M) has its inputs as rows. ``s = sqrt(max(1, rows / columns))``, and
-    w first shrinks to ``(1 - lr wd) w``. With `normalize_weights`, w is scaled to ``||w|| = sqrt(F)`` before that, and
+    ``O`` is `newton_schulz` of the step as a matrix, w's first axis against all others. ``s = sqrt(max(1, outputs /
+    inputs))``, where a matrix (D, M) has D inputs and M outputs, and filters (F, C, KH, KW) have C KH KW and F. w first
+    shrinks to ``(1 - lr wd) w``. With `normalize_weights`, w is scaled to ``||w|| = sqrt(outputs)`` before that, and
     ``s = 1``.
 
     Raises
@@ -200,16 +201,15 @@ def muon(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; with
     `normalize_weights`, Jordan's airbench94_muon.py.
     """
-    mu, lr, rows = config["momentum"], config["learning_rate"], w.shape[0]
-    columns = math.prod(w.shape[1:])
+    mu, lr, matrix = config["momentum"], config["learning_rate"], (w.shape[0], math.prod(w.shape[1:]))
+    inputs, outputs = matrix if w.ndim == 2 else matrix[::-1]
     config["velocity"] = v = mu * config["velocity"] + dw
     xp = namespace(w)
-    update = newton_schulz(xp.reshape(dw + mu * v, (rows, columns)), config["newton_schulz_steps"])
-    update = xp.reshape(update, w.shape)
+    update = xp.reshape(newton_schulz(xp.reshape(dw + mu * v, matrix), config["newton_schulz_steps"]), w.shape)
     if config["normalize_weights"]:
-        w = _of_norm(w, math.sqrt(rows))
+        w = _of_norm(w, math.sqrt(outputs))
     else:
-        lr *= math.sqrt(max(1.0, rows / max(columns, 1)))
+        lr *= math.sqrt(max(1.0, outputs / max(inputs, 1)))
     return _decayed(w, config) - lr * update, config
 
 
@@ -245,7 +245,7 @@ def newton_schulz(g: Array, steps: int = 5) -> Array:
     x = x.T if tall else x  # the product of a matrix and its transpose is then the smaller one
     for _ in range(steps):
         gram = xp.matmul(x, x.T)
-        x = a * x + xp.matmul(b * gram + c * xp.matmul(gram, gram), x)
+        x = a * x + product(b * gram + c * product(gram, gram), x)
     return x.T if tall else x
 
 

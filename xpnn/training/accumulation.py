@@ -7,8 +7,8 @@ from xpnn.backend import Array, Backend, namespace
 from xpnn.parameters import Parameters
 
 
-class GradientMean:
-    """Adds up gradients batch by batch, in memory of its own, and gives their mean.
+class GradientSum:
+    """Adds up gradients batch by batch, in memory of its own.
 
     Parameters
     ----------
@@ -18,30 +18,34 @@ class GradientMean:
     Attributes
     ----------
     sum : mapping of str to array
-        Of the gradients so far.
+        Of the gradients so far, each times its weight.
     """
 
     def __init__(self, params: Mapping[str, Array]) -> None:
         self.sum: Any = params.like() if isinstance(params, Parameters) else _zeros(params)
 
-    def add(self, grads: Mapping[str, Array], is_first: bool) -> None:
+    def add(self, grads: Mapping[str, Array], is_first: bool, weight: float = 1.0) -> None:
         """Add the gradients of a batch; the first one's take the place of what was there."""
         if isinstance(self.sum, Parameters):
             if not isinstance(grads, Parameters):  # gradients that a model made one by one
                 buffer = self.sum.like()
                 buffer.update(grads)
                 grads = buffer
-            self.sum.flat[...] = grads.flat if is_first else self.sum.flat + grads.flat
+            flat = grads.flat if weight == 1 else weight * grads.flat
+            self.sum.flat[...] = flat if is_first else self.sum.flat + flat
         else:
             for name, grad in grads.items():
-                self.sum[name] = namespace(grad).asarray(grad, copy=True) if is_first else self.sum[name] + grad
+                weighted = namespace(grad).asarray(grad, copy=True) if weight == 1 else weight * grad
+                self.sum[name] = weighted if is_first else self.sum[name] + weighted
 
-    def mean(self, count: int) -> Mapping[str, Array]:
-        """Return the sum of `count` batches divided by their number; it takes the place of the sum."""
+    def divided(self, total: float) -> Mapping[str, Array]:
+        """Return the sum divided by the weights' total, which makes it their mean; that takes the sum's place."""
+        if total == 1:
+            return self.sum
         if isinstance(self.sum, Parameters):
-            self.sum.flat[...] = self.sum.flat / count
+            self.sum.flat[...] = self.sum.flat / total
         else:
-            self.sum.update({name: grad / count for name, grad in self.sum.items()})
+            self.sum.update({name: grad / total for name, grad in self.sum.items()})
         return self.sum
 
     def load(self, arrays: Mapping[str, Array]) -> None:

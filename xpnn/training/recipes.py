@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from xpnn.data import Dataset
 from xpnn.errors import SettingError
 from xpnn.models import (
@@ -105,13 +103,9 @@ class Recipe:
 
         ``center``: the mean image, and nothing. ``standardize``: mean and standard deviation of each channel.
         """
-        mean = images.mean_image
         if preprocess == "center":
-            return mean, None
-        mean = mean.mean(axis=(1, 2), keepdims=True)
-        squares = sum(np.square(x, dtype=np.float32).sum(axis=(1, 2), dtype=np.float64) for x in images.X_train)
-        variance = np.reshape(squares, mean.shape) / images.X_train[:, 0].size - np.square(mean)
-        return mean, np.sqrt(np.where(variance > 1e-6, variance, 1.0))
+            return images.mean_image, None
+        return images.channel_mean[:, None, None], images.channel_std[:, None, None]
 
     def reduction(self, settings: "Settings") -> str:
         """Return whether the loss is a ``"mean"`` over the images of a batch or their ``"sum"``."""
@@ -160,7 +154,7 @@ class FullyConnected(Recipe):
     ) -> Model:
         return FullyConnectedNet(
             hidden,
-            images.mean_image.size,
+            math.prod(images.input_shape),
             images.num_classes,
             dropout,
             batchnorm,
@@ -185,7 +179,12 @@ class TwoLayer(FullyConnected):
         self, images: Dataset, *args: Any, hidden: Sizes, dropout: float, weight_scale: float | None, **options: Any
     ) -> Model:
         return TwoLayerNet(
-            images.mean_image.size, hidden[0], images.num_classes, dropout, weight_scale=weight_scale, **options
+            math.prod(images.input_shape),
+            hidden[0],
+            images.num_classes,
+            dropout,
+            weight_scale=weight_scale,
+            **options,
         )
 
     def check(self, settings: "Settings") -> None:
@@ -368,7 +367,6 @@ class Airbench94(Recipe):
             ("*.norm?.beta", 0.053, None),
             ("head.W", 0.67, None),
         ):
-            rate *= settings.accumulate  # the gradient of several batches is the mean of their sums
             decay = (settings.weight_decay or 0.0) / rate
             group = ParamGroup(pattern, "nesterov", schedule, learning_rate=rate, momentum=0.85, weight_decay=decay)
             groups.append(group)

@@ -13,7 +13,7 @@ from xpnn.models import Model
 from xpnn.optim import EMA, Lookahead, Optimizer
 from xpnn.random import Generator
 from xpnn.training import checkpoint
-from xpnn.training.accumulation import GradientMean
+from xpnn.training.accumulation import GradientSum
 from xpnn.training.progress import Progress
 from xpnn.training.typed import fits
 
@@ -34,6 +34,7 @@ class Resumable(ABC):
     drop_last: bool
     augment: Compose
     accumulate: int
+    reduction: str
     num_epochs: int
     total_epochs: int
     iterations_per_epoch: int
@@ -44,7 +45,7 @@ class Resumable(ABC):
     _unread: list[Array]
     _order: Array | None
     _order_state: tuple[int, ...]
-    _accumulated: GradientMean | None
+    _accumulated: GradientSum | None
     _batches: Generator
     _augmentation: Generator
     _evaluation: Generator
@@ -97,6 +98,7 @@ class Resumable(ABC):
             "drop_last": self.drop_last,
             "augment": repr(self.augment),
             "accumulate": self.accumulate,
+            "reduction": self.reduction,
             "tta": self.tta,
             "num_val_samples": self.num_val_samples,
             "average": _describe(self.average),

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from xpnn import backend as backends
 from xpnn import data
 from xpnn.data import Batch, Compose, Dataset, tta_scores
-from xpnn.data.sampling import slices
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.losses import softmax_loss
 from xpnn.models import Model
+from xpnn.models.model import best_labels
 from xpnn.optim import EMA
 from xpnn.random import Generator
 from xpnn.training import checkpoint
@@ -81,6 +81,7 @@ def build_solver(settings: Settings, model: Model, dataset: Dataset, callbacks: 
         clip_norm=settings.clip_norm,
         average=None if settings.ema is None else EMA(model.params, settings.ema, state=lambda: model.state),
         accumulate=settings.accumulate,
+        reduction=RECIPES[settings.model].reduction(settings),
         lr_decay=settings.lr_decay,
         schedule=settings.schedule,
         batch_size=settings.batch_size,
@@ -97,7 +98,7 @@ def build_solver(settings: Settings, model: Model, dataset: Dataset, callbacks: 
 
 def _augmentation(settings: Settings, dataset: Dataset) -> Compose:
     """The transforms of a run, tried on an image; what they cut out gets the mean color."""
-    fill = tuple(np.rint(dataset.mean_image.mean(axis=(1, 2))).tolist())
+    fill = tuple(np.rint(dataset.channel_mean).tolist())
     augment = Compose(transforms(settings.augment, fill))
     batch = Batch(dataset.y_train[:1], np.arange(1), Generator(0), num_examples=1, num_classes=dataset.num_classes)
     try:
@@ -133,5 +134,5 @@ def predictions(model: Model, X: npt.NDArray[Any], tta: str = "none", batch_size
         Test-time augmentation, as for `xpnn.data.tta_scores`.
     """
     backend = model.backend
-    scores = (tta_scores(model.loss, backend.asarray(X[batch]), tta) for batch in slices(len(X), batch_size))
-    return np.concatenate([backend.to_numpy(backend.namespace.argmax(s, axis=1)) for s in scores])
+    labels = best_labels(lambda x: tta_scores(model.loss, backend.asarray(x), tta), X, batch_size, backend)
+    return backend.to_numpy(labels)

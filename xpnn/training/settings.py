@@ -12,12 +12,12 @@ from xpnn.data import AlternatingFlip, ColorJitter, Cutout, Mixup, RandomCrop, R
 from xpnn.data.sampling import SAMPLINGS
 from xpnn.data.tta import LEVELS as TTA_LEVELS
 from xpnn.errors import SettingError
+from xpnn.models.model import DTYPES
 from xpnn.optim import RULES, SCHEDULES, schedules
 from xpnn.optim.schedules import Schedule
 from xpnn.training.recipes import RECIPES, models_with
 from xpnn.training.typed import check_fields
 
-DTYPES = ("float32", "float64")
 PREPROCESSING = ("center", "standardize")
 SCHEDULE_NAMES = tuple(name.replace("_", "-") for name in SCHEDULES)  # those that need no arguments
 

@@ -13,21 +13,25 @@ from xpnn import backend as backends
 from xpnn.backend import Array
 from xpnn.data import Dataset
 from xpnn.data.augmentation import Batch, Transform, as_compose
-from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order, slices
+from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
 from xpnn.data.splits import take_split
 from xpnn.data.tta import check_level, tta_scores
 from xpnn.errors import SettingError
 from xpnn.models import Model
+from xpnn.models.model import best_labels
 from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
 from xpnn.parameters import copied
 from xpnn.random import AUGMENTATION, BATCHES, EVALUATION, as_generator
 from xpnn.threads import steady
 from xpnn.training import checkpoint
-from xpnn.training.accumulation import GradientMean
+from xpnn.training.accumulation import GradientSum
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.resumable import Resumable
 
 Metrics = dict[str, Any]
+
+REDUCTIONS = ("mean", "sum")
+BATCH_SIZE = 100  # of accuracy checks: no more than this, unless training takes more
 
 
 class Callback:
@@ -72,9 +76,12 @@ class Solver(Resumable):
         Of the model's parameters, updated after each step, and of its state. Its weights are those whose accuracy is
         measured and of which the best are kept.
     accumulate : int
-        How many batches make a step. It goes along the mean of their gradients, which is the gradient of one large
-        batch where the loss is a mean over examples, and a fraction of it where the loss is a sum. The last step of
-        an epoch takes the batches that are left; a smaller batch counts as much as the others.
+        How many batches make a step. It goes along the gradient of one large batch of all their examples. The last
+        step of an epoch takes the batches that are left.
+    reduction : str
+        Whether the model's loss is a ``"mean"`` over the examples of a batch or their ``"sum"``, which decides how
+        gradients are accumulated: as their mean, in which each counts by the size of its batch, or as their sum, to
+        which a model's `reg` adds its part once a batch.
     lr_decay : float
         The learning rate is multiplied by it after every epoch.
     schedule : str or callable
@@ -140,6 +147,7 @@ class Solver(Resumable):
         clip_norm: float | None = None,
         average: EMA | Lookahead | None = None,
         accumulate: int = 1,
+        reduction: str = "mean",
         lr_decay: float = 1.0,
         schedule: str | schedules.Schedule = "constant",
         batch_size: int = 100,
@@ -159,14 +167,37 @@ class Solver(Resumable):
     ) -> None:
         if unknown:
             raise SettingError(f"Solver: received unknown settings {', '.join(map(repr, unknown))}")
-        if sampling not in SAMPLINGS:
-            raise SettingError(f"Solver: expected sampling to be one of {', '.join(SAMPLINGS)}; received {sampling!r}")
-        if checkpoint_name is not None and not Path(checkpoint_name).parent.is_dir():
-            raise SettingError(
-                f"Solver: expected checkpoint_name in a folder that exists; received {checkpoint_name!r}"
-            )
-        data = data.arrays() if isinstance(data, Dataset) else data
+        _check_choice("sampling", sampling, SAMPLINGS)
+        _check_choice("reduction", reduction, REDUCTIONS)
+        _check_folder(checkpoint_name)
         self.model = model
+        self._take_data(data.arrays() if isinstance(data, Dataset) else data)
+        self.batch_size, self.num_epochs = _whole("batch_size", batch_size), _whole("num_epochs", num_epochs)
+        self.num_train_samples = None if num_train_samples is None else _whole("num_train_samples", num_train_samples)
+        self.num_val_samples = None if num_val_samples is None else _whole("num_val_samples", num_val_samples)
+        self.lr_decay, self.schedule, self.sampling = float(lr_decay), schedules.get(schedule), sampling
+        self.drop_last, self.accumulate, self.reduction = bool(drop_last), _whole("accumulate", accumulate), reduction
+        self.augment, self.tta = as_compose(augment), check_level("Solver", tta)
+        _check_views(self.tta, self.X_val)
+        self.checkpoint_name, self.callbacks = checkpoint_name, list(callbacks)
+        self.print_every, self.verbose = _whole("print_every", print_every), verbose
+
+        config = optim_config or {}
+        self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
+        _check_average(average, model)
+        if average is not None and isinstance(model, Model):
+            average.include(partial(getattr, model, "state"))
+        self.average = average
+        self._accumulated = GradientSum(model.params) if self.accumulate > 1 else None
+        self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
+        generator = as_generator(seed)
+        self._batches, self._augmentation = generator.spawn(BATCHES), generator.spawn(AUGMENTATION)
+        self._evaluation = generator.spawn(EVALUATION)
+        self._set_out()
+
+    def _take_data(self, data: Mapping[str, Array]) -> None:
+        """Move training and validation examples to where the model is, and check them."""
+        model = self.model
         self.backend = model.backend if isinstance(model, Model) else _backend_of(model)
         first = model.params.flat if isinstance(model, Model) else next(iter(model.params.values()))
         self.dtype = backends.dtype_name(first.dtype)
@@ -176,39 +207,13 @@ class Solver(Resumable):
         if self.X_val.shape[1:] != self.X_train.shape[1:]:
             shapes = f"{tuple(self.X_train.shape[1:])} and {tuple(self.X_val.shape[1:])}"
             raise SettingError(f"Solver: expected training and validation examples of one shape; received {shapes}")
-        self.batch_size, self.num_epochs = _whole("batch_size", batch_size), _whole("num_epochs", num_epochs)
-        self.num_train_samples = None if num_train_samples is None else _whole("num_train_samples", num_train_samples)
-        self.num_val_samples = None if num_val_samples is None else _whole("num_val_samples", num_val_samples)
-        self.lr_decay, self.schedule, self.sampling = float(lr_decay), schedules.get(schedule), sampling
-        self.drop_last, self.accumulate = bool(drop_last), _whole("accumulate", accumulate)
-        self.augment, self.tta = as_compose(augment), check_level("Solver", tta)
-        if tta != "none" and self.X_val.ndim != 4:
-            shape = tuple(self.X_val.shape)
-            raise SettingError(f"Solver: expected images X_val (N, C, H, W) for tta {tta!r}; received shape {shape}")
-        self.checkpoint_name, self.callbacks = checkpoint_name, list(callbacks)
-        self.print_every, self.verbose = _whole("print_every", print_every), verbose
 
-        config = optim_config or {}
-        self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
-        self._first_rate, self.rate_factor = (
-            self.optimizer.learning_rate,
-            1.0,
-        )  # the second is what callbacks made of it
-        if average is not None and (not isinstance(average, EMA | Lookahead) or average.params is not model.params):
-            raise SettingError(
-                f"Solver: expected average to be an EMA or Lookahead of model.params; received {average!r}"
-            )
-        if average is not None and isinstance(model, Model):
-            average.include(partial(getattr, model, "state"))
-        self.average = average
-        self._accumulated = GradientMean(model.params) if self.accumulate > 1 else None
-        self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
-        generator = as_generator(seed)
-        self._batches, self._augmentation = generator.spawn(BATCHES), generator.spawn(AUGMENTATION)
-        self._evaluation = generator.spawn(EVALUATION)
+    def _set_out(self) -> None:
+        """Everything that training changes, as it is before the first iteration."""
         self.iterations_per_epoch = batches_per_epoch(self.X_train.shape[0], self.batch_size, self.drop_last)
         self.total_epochs = self.num_epochs
-
+        self._first_rate = self.optimizer.learning_rate
+        self.rate_factor = 1.0  # what callbacks have made of the first rate
         self.epoch = self.iteration = 0
         self.seconds = self.images_per_second = 0.0
         self._started = 0.0  # when training would have, had it never stopped
@@ -336,12 +341,13 @@ class Solver(Resumable):
         self._images += X.shape[0]
         self.iteration += 1
         part = row % self.accumulate
+        weight, total = self._weights(row)
         if self._accumulated is not None:
-            self._accumulated.add(grads, is_first=part == 0)
+            self._accumulated.add(grads, is_first=part == 0, weight=weight)
         is_last = part + 1 == self.accumulate or row + 1 == self.iterations_per_epoch
         if not is_last or self.diverged:  # never step along a gradient that is no number
             return
-        self.optimizer.step(grads if self._accumulated is None else self._accumulated.mean(part + 1), where=finite)
+        self.optimizer.step(grads if self._accumulated is None else self._accumulated.divided(total), where=finite)
         if self.average is not None:
             self.average.update(self.iteration / self.num_iterations)
 
@@ -360,6 +366,19 @@ class Solver(Resumable):
             dtype=self.dtype,
         )
         return xp.take(self.X_train, indices, axis=0), batch
+
+    def _weights(self, row: int) -> tuple[float, float]:
+        """What a batch's gradient counts in its step's, 1 if the batch is full, and those of its step so far together.
+
+        A sum of sums is the gradient of one large batch as it is: nothing is to divide it.
+        """
+        if self.reduction == "sum":
+            return 1.0, 1.0
+        assert self._order is not None
+        num_examples, size = self._order.shape[0], self.batch_size
+        rows = range(row - row % self.accumulate, row + 1)
+        weights = [min(num_examples - each * size, size) / size for each in rows]
+        return weights[-1], sum(weights)
 
     def _all_finite(self, loss: Array) -> Array | None:
         """Whether every loss so far is a number, left on the device; None where the losses have been read anyway."""
@@ -437,7 +456,7 @@ class Solver(Resumable):
             callback.on_epoch(self, metrics)
 
     def check_accuracy(
-        self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100, tta: str = "none"
+        self, X: Array, y: Array, num_samples: int | None = None, batch_size: int | None = None, tta: str = "none"
     ) -> float:
         """Return the fraction of examples whose highest score is at their label.
 
@@ -446,13 +465,14 @@ class Solver(Resumable):
         X, y : array (N, ...), array (N,)
         num_samples : int, optional
             Look at so many, drawn at random with replacement, if there are more.
-        batch_size : int
-            How many go through the model at a time.
+        batch_size : int, optional
+            How many go through the model at a time: 100, or as many as in training where these are more.
         tta : str
             Test-time augmentation: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
         """
         self._follow_model()
         xp = self.backend.namespace
+        batch_size = max(BATCH_SIZE, self.batch_size) if batch_size is None else batch_size
         X, y = self.backend.asarray(X), self.backend.asarray(y)
         if y.shape != X.shape[:1]:
             shapes = f"{tuple(X.shape)} and {tuple(y.shape)}"
@@ -463,12 +483,12 @@ class Solver(Resumable):
         if num_samples is not None and X.shape[0] > num_samples:
             indices = self._evaluation.integers(0, X.shape[0], num_samples, self.backend)
             X, y = xp.take(X, indices, axis=0), xp.take(y, indices, axis=0)
-        correct = xp.asarray(0, device=self.backend.device)
-        for batch in slices(X.shape[0], batch_size):
-            images = self.augment.evaluate(X[batch, ...], self.dtype)
-            scores = tta_scores(self.model.loss, images, tta)
-            correct = correct + xp.count_nonzero(xp.argmax(scores, axis=1) == y[batch])
-        return float(correct) / X.shape[0]
+
+        def score(x: Array) -> Array:
+            return tta_scores(self.model.loss, self.augment.evaluate(x, self.dtype), tta)
+
+        labels = best_labels(score, X, batch_size, self.backend)
+        return float(xp.count_nonzero(labels == y)) / X.shape[0]
 
     def _restore_best(self) -> None:
         """Put the best weights in the place of the last; averages and sums go on from there."""
@@ -481,6 +501,27 @@ class Solver(Resumable):
             self.average.load_state_dict(own | checkpoint.prefixed("average", self._model_arrays()))
         if self._accumulated is not None:
             self._accumulated.clear()
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SettingError(f"Solver: expected {name} to be one of {', '.join(known)}; received {value!r}")
+
+
+def _check_folder(checkpoint_name: str | None) -> None:
+    if checkpoint_name is not None and not Path(checkpoint_name).parent.is_dir():
+        raise SettingError(f"Solver: expected checkpoint_name in a folder that exists; received {checkpoint_name!r}")
+
+
+def _check_views(tta: str, X: Array) -> None:
+    if tta != "none" and X.ndim != 4:
+        shape = tuple(X.shape)
+        raise SettingError(f"Solver: expected images X_val (N, C, H, W) for tta {tta!r}; received shape {shape}")
+
+
+def _check_average(average: Any, model: Any) -> None:
+    if average is not None and (not isinstance(average, EMA | Lookahead) or average.params is not model.params):
+        raise SettingError(f"Solver: expected average to be an EMA or Lookahead of model.params; received {average!r}")
 
 
 def _whole(name: str, value: Any) -> int:

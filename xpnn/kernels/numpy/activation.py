@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from xpnn.kernels import kernel
-from xpnn.kernels.numpy.blocks import BLOCK, WORTH_A_THREAD, elementwise, keep, split
+from xpnn.kernels.numpy.blocks import BLOCK, WORTH_A_THREAD, elementwise, split
+from xpnn.kernels.numpy.masks import keep
 from xpnn.kernels.numpy.special import fill_erf
+from xpnn.special import GELU_FAR
 from xpnn.threads import share
-
-FAR = 40.0  # as in the definition: Phi is 0 from -FAR down, and 1 from FAR up
 
 
 @kernel("layers.activation.where_positive", "numpy")
@@ -24,7 +24,7 @@ def where_positive(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
         for rows in split(part, BLOCK // row):
             keep(dout[rows], out[rows] > 0, out=dx[rows])
 
-    share(fill, len(dout), WORTH_A_THREAD // row)
+    share(fill, len(dout), WORTH_A_THREAD // row, along=True)
     return dx
 
 
@@ -35,8 +35,8 @@ def gelu_and_slope(x: Any, approximate: str) -> tuple[Any, Any]:
 
 
 def _fill_exact(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
-    np.maximum(x, -FAR, out=out)
-    x = np.minimum(out, FAR)
+    np.maximum(x, -GELU_FAR, out=out)
+    x = np.minimum(out, GELU_FAR)
     np.multiply(x, math.sqrt(0.5), out=slope)
     fill_erf(slope, slope)
     slope *= 0.5
@@ -52,8 +52,8 @@ def _fill_exact(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
 
 def _fill_tanh(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
     root = math.sqrt(2.0 / math.pi)
-    np.maximum(x, -FAR, out=out)
-    x = np.minimum(out, FAR)
+    np.maximum(x, -GELU_FAR, out=out)
+    x = np.minimum(out, GELU_FAR)
     cubic = x * x
     cubic *= root * 0.044715
     np.add(cubic, root, out=slope)

@@ -1,4 +1,4 @@
-"""Elementwise functions a block at a time, so that what lies between two steps stays in a core's cache."""
+"""Arrays a block at a time, so that what lies between two steps stays in a core's cache."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +22,7 @@ def elementwise(fill: Callable[..., None], x: np.ndarray, outputs: int) -> tuple
         for block in split(part, BLOCK):
             fill(*(array[block] for array in flat))
 
-    share(fill_blocks, x.size, WORTH_A_THREAD)
+    share(fill_blocks, x.size, WORTH_A_THREAD, along=True)
     return out
 
 
@@ -37,14 +37,3 @@ def _flat(x: np.ndarray) -> np.ndarray | None:
     """A view of all numbers in the order of memory; None where there are gaps between them."""
     packed = x.transpose(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
     return packed.reshape(-1) if packed.flags.c_contiguous else None
-
-
-def keep(values: np.ndarray, where: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the values where a bool array says so, elsewhere zero: ``np.where(where, values, 0)``.
-
-    All bits of a value or none, by a mask of ones or zeros, is several times faster than a choice by bool.
-    """
-    integer = np.dtype(f"i{values.dtype.itemsize}")
-    mask = np.negative(where.view(np.int8)).astype(integer)
-    bits = np.bitwise_and(values.view(integer), mask, out=mask if out is None else out.view(integer))
-    return bits.view(values.dtype)

@@ -15,6 +15,7 @@ views of that. A chunk is as many images as have strips of `STRIPS` bytes, one a
 Source: Cho and Brand, "MEC: Memory-efficient convolution for deep neural networks", ICML 2017.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnn.kernels import kernel
 from xpnn.kernels.numpy.blocks import split
+from xpnn.kernels.numpy.products import WORTH_A_THREAD
 from xpnn.kernels.numpy.workspace import workspace
 from xpnn.threads import share
 from xpnn.windows import Pair, Window
@@ -44,7 +46,7 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window
             if bias is not None:
                 out[images] += bias
             return
-        for chunk, windows in _chunks(x, images, window, groups):
+        for chunk, windows in _chunks(x, images, window, groups, f):
             products = workspace("products", (*windows.shape[:3], f // groups), dtype)
             by_row = np.matmul(windows, filters[:, np.newaxis], out=products)
             by_image = by_row.reshape(groups, height, -1, width, f // groups).transpose(2, 1, 3, 0, 4)
@@ -53,7 +55,7 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window
             else:
                 np.add(by_image, bias, out=out[chunk])
 
-    share(fill, n)
+    share(fill, n, _least(w.shape, height * width))
     return out.reshape(n, height, width, f).transpose(0, 3, 1, 2)
 
 
@@ -66,7 +68,7 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, group
             return np.matmul(_rows(x[images]).T, _rows(dout[images]))[np.newaxis]
         dw = np.zeros((groups, kh * kw * c, f // groups), dtype=np.result_type(dout, x))
         product = workspace("products", dw.shape, dw.dtype)
-        for chunk, windows in _chunks(x, images, window, groups):
+        for chunk, windows in _chunks(x, images, window, groups, f):
             by_image = dout[chunk].reshape(-1, groups, f // groups, height, width)
             by_row = workspace("douts", (groups, height, windows.shape[2], f // groups), dout.dtype)
             by_row.reshape(groups, height, -1, width, f // groups)[...] = by_image.transpose(1, 3, 0, 4, 2)
@@ -74,7 +76,7 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, group
                 dw += np.matmul(windows[:, i].swapaxes(1, 2), by_row[:, i], out=product)
         return dw
 
-    dw, *others = share(sums, len(x))
+    dw, *others = share(sums, len(x), _least((f, c, kh, kw), height * width))
     for other in others:
         dw += other
     return dw.reshape(groups, kh, kw, c, f // groups).transpose(0, 4, 3, 1, 2).reshape(f, c, kh, kw)
@@ -113,18 +115,22 @@ def _scatter(dout: np.ndarray, w: np.ndarray, image: Pair, window: Window, group
                         into[:, :, first::apart, u] += gradients[:, :, first::apart, u]
             dx[chunk] = padded[:, ph : ph + image[0], pw : pw + image[1]]
 
-    share(fill, n)
+    share(fill, n, _least(w.shape, height * width))
     return dx.transpose(0, 3, 1, 2)
 
 
-def _chunks(x: np.ndarray, images: slice, window: Window, groups: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """A few images at a time: which they are, and their windows as matrices (groups, H', n W', KH KW C / groups)."""
+def _chunks(x: np.ndarray, images: slice, window: Window, groups: int, f: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """A few images at a time: which they are, and their windows as matrices (groups, H', n W', KH KW C / groups).
+
+    f is how many numbers there will be for each window.
+    """
     (_, channels, height, width), (ph, pw), (kh, kw) = x.shape, window.pad, window.size
     (sh, sw), (dh, dw), (rows, places) = window.stride, window.dilation, window.counts((height, width))
     # Windows above one another share their strips, unless there are rows between the strips of a window.
     stack, step = ((1, (rows - 1) * sh + kh), sh) if dh == 1 and sh <= kh else ((rows, kh), kh)
     c = channels // groups
-    for chunk in _chunks_of(images, places * stack[0] * stack[1] * kw * channels, x.dtype):
+    numbers = places * max(stack[0] * stack[1] * kw * channels, rows * f)
+    for chunk in _chunks_of(images, numbers, x.dtype):
         count = chunk.stop - chunk.start
         padded = workspace("padded", (count, *window.padded((height, width)), groups, c), x.dtype)
         padded[...] = 0
@@ -152,6 +158,11 @@ def _matrices(w: np.ndarray, groups: int) -> np.ndarray:
     f, c, kh, kw = w.shape
     matrices = np.ascontiguousarray(w.reshape(groups, f // groups, c, kh, kw).transpose(0, 3, 4, 2, 1))
     return matrices.reshape(groups, kh * kw * c, f // groups)
+
+
+def _least(filters: tuple[int, ...], places: int) -> int:
+    """How many images are worth a thread."""
+    return WORTH_A_THREAD // max(math.prod(filters) * places, 1)
 
 
 def _rows(images: np.ndarray) -> np.ndarray:

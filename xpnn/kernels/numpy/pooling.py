@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from xpnn.kernels import kernel
-from xpnn.kernels.numpy.blocks import WORTH_A_THREAD, keep, split
+from xpnn.kernels.numpy.blocks import WORTH_A_THREAD, split
+from xpnn.kernels.numpy.masks import keep
 from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
@@ -34,7 +35,7 @@ def window_max(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
                 for k in range(last, -1, -1):
                     where[np.isnan(taps[k])] = k
 
-    share(fill, len(x), WORTH_A_THREAD // max(x[:1].size, 1))
+    share(fill, len(x), WORTH_A_THREAD // max(x[:1].size, 1), along=True)
     return out.transpose(0, 3, 1, 2), place.transpose(0, 3, 1, 2)
 
 
@@ -53,5 +54,5 @@ def window_max_grad(dout: np.ndarray, place: np.ndarray, image: Pair, window: Wi
                 else:
                     tap += keep(douts, where == k)
 
-    share(fill, len(dout), WORTH_A_THREAD // max(dout[:1].size, 1))
+    share(fill, len(dout), WORTH_A_THREAD // max(dout[:1].size, 1), along=True)
     return dx.transpose(0, 3, 1, 2)

@@ -2,25 +2,39 @@
 
 import math
 import threading
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-LIMIT = 32 * 2**20  # bytes; more than that is not kept
+LIMIT = 16 * 2**20  # bytes; more than that is not kept
 
-_kept = threading.local()
+
+class _Memory(dict[str, np.ndarray]):
+    """By name, of one thread."""
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.memory = _Memory()
+        _of_all_threads[threading.get_ident()] = self.memory
+
+
+_of_all_threads: WeakValueDictionary[int, _Memory] = WeakValueDictionary()
+_of_thread = _OfThread()
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an array of any content, the thread's own until its next call of the same name."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = vars(_kept).get(name)
+    kept, size = _of_thread.memory, math.prod(shape) * dtype.itemsize
+    memory = kept.get(name)
     if memory is None or len(memory) < size:
         memory = np.empty(size, dtype=np.uint8)
         if size <= LIMIT:
-            vars(_kept)[name] = memory
+            kept[name] = memory
     return memory[:size].view(dtype).reshape(shape)
 
 
 def forget() -> None:
-    """Free what is kept for this thread."""
-    vars(_kept).clear()
+    """Free what is kept for all threads."""
+    for memory in list(_of_all_threads.values()):
+        memory.clear()
