@@ -10,7 +10,7 @@ Then a window is KH strips on end, and the windows of one row of the output are 
 strips already, each beginning at its place in the row. So pixels are copied KW times, not KH KW times.
 
 Images are handled as (N, H, W, C), so that the numbers of a strip lie side by side; results come back as (N, C, H, W)
-views of that. A chunk is as many images as have strips of `STRIPS` bytes, one at least.
+views of that. A chunk is as many images as have strips, or results, of `STRIPS` bytes, one at least.
 
 Source: Cho and Brand, "MEC: Memory-efficient convolution for deep neural networks", ICML 2017.
 """
@@ -28,7 +28,7 @@ from xpnn.kernels.numpy.workspace import workspace
 from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
-STRIPS = 4 * 2**20  # bytes
+STRIPS = 2 * 2**20  # bytes, for each thread
 ONE_PIXEL = Window((1, 1))
 
 
