@@ -1,120 +1,112 @@
-"""Time of a training step on the CPU, beside PyTorch and beside the matrix products alone.
+"""Time and memory of a training step on the CPU, beside PyTorch, JAX and the matrix products alone.
 
-python benchmarks/cpu.py            needs torch; about a minute
+python benchmarks/cpu.py                        needs torch and jax; about ten minutes on two cores
+python benchmarks/cpu.py --works "4 x 500"      some of the works
+python benchmarks/cpu.py --variants xpnn torch  some of the variants
 
-Every variant runs in a process of its own with the same number of threads, in turn and several times, so that the
-ratios hold where the machine's speed drifts. A step is: gather a batch of 100 images, loss and gradients, Adam.
+A step is: gather a batch of 100 images, loss and gradients, Adam, in float32. Every variant runs in a process of its
+own with the same number of threads, in turn and several times, so that the ratios hold where the machine's speed
+drifts. Scores of images and the start of a process follow. The table's ratio is to the fastest of the frameworks.
 """
 
 import argparse
-import itertools
+import importlib.util
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-NETS = {"4 x 500": [500] * 4, "5 x 100": [100] * 5}
-VARIANTS = ("products", "xpnn", "torch")
-BATCH, INPUT, CLASSES, IMAGES = 100, 3072, 10, 5000
+import steps
+
+COMPILED = importlib.util.find_spec("numba") is not None
+TRAINING = {
+    "products": steps.products,
+    "numpy": steps.numpy,
+    "xpnn": steps.xpnn,
+    "torch": steps.torch,
+    "torch compiled": steps.torch_compiled,
+    "jax": steps.jax,
+}
+SCORES = {
+    f"{net}, scores of {count}": (net, count) for net in ("4 x 500", "convnet", "airbench") for count in (1, 1000)
+}
+STARTS = {
+    "import": {"xpnn": ["-c", "import xpnn"], "torch": ["-c", "import torch"], "jax": ["-c", "import jax.numpy"]},
+    "xpnn --help": {"xpnn": ["-c", "import sys; sys.argv[1:] = ['--help']; from xpnn.cli import main; main()"]},
+    "first step of 5 x 100": {
+        name: ["-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+               f"import steps; steps.{name}('5 x 100')()"]
+        for name in ("xpnn", "torch", "jax")
+    },
+}  # fmt: skip
+FRAMEWORKS = ("torch", "torch compiled", "jax")
+WORKS = [*steps.NETS, *SCORES, *STARTS]
+SECONDS = 8.0  # at most, for the steps of one process
 
 
-def products(hidden: list[int]) -> Callable[[], object]:
-    """The matrix products of forward and backward, written into place."""
-    import numpy as np
+def measure(variant: str, work: str) -> dict[str, list[float] | float] | None:
+    """Milliseconds of each call, after some that warm up, and the process's peak of memory; None for no such pair."""
+    if work in SCORES:
+        scores = {"xpnn": steps.xpnn_scores, "torch": steps.torch_scores}.get(variant)
+        call = scores(*SCORES[work]) if scores else None
+    else:
+        call = TRAINING[variant](work)
+    if call is None:
+        return None
+    from xpnn.threads import steady
 
-    rng = np.random.default_rng(0)
-    sizes = [INPUT, *hidden, CLASSES]
-    array = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
-    layers = [(array(BATCH, d), array(d, m), array(BATCH, m)) for d, m in itertools.pairwise(sizes)]
-    outs = [(np.empty_like(o), np.empty_like(w), np.empty_like(x)) for x, w, o in layers]
-
-    def step() -> None:
-        for i, ((x, w, o), (out, dw, dx)) in enumerate(zip(layers, outs, strict=True)):
-            np.matmul(x, w, out=out)
-            np.matmul(x.T, o, out=dw)
-            if i > 0:
-                np.matmul(o, w.T, out=dx)
-
-    return step
-
-
-def xpnn(hidden: list[int]) -> Callable[[], object]:
-    import numpy as np
-
-    from xpnn import FullyConnectedNet
-    from xpnn.optim import Optimizer
-
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((IMAGES, INPUT), dtype=np.float32)
-    y = rng.integers(0, CLASSES, IMAGES)
-    model = FullyConnectedNet(hidden, rng=0)
-    optimizer = Optimizer(model.params, "adam")
-    buffer = model.params.like()
-
-    def step() -> None:
-        batch = rng.integers(0, IMAGES, BATCH)
-        _, grads = model.loss(np.take(X, batch, axis=0), np.take(y, batch), buffer)
-        optimizer.step(grads)
-
-    return step
-
-
-def torch(hidden: list[int]) -> Callable[[], object]:
-    import torch as t
-    from torch import nn
-
-    sizes = [INPUT, *hidden]
-    layers = [m for d, h in itertools.pairwise(sizes) for m in (nn.Linear(d, h), nn.ReLU())]
-    net = nn.Sequential(*layers, nn.Linear(sizes[-1], CLASSES))
-    optimizer = t.optim.Adam(net.parameters(), fused=True)
-    X, y = t.randn(IMAGES, INPUT), t.randint(CLASSES, (IMAGES,))
-
-    def step() -> None:
-        batch = t.randint(IMAGES, (BATCH,))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(X[batch]), y[batch]).backward()
-        optimizer.step()
-
-    return step
-
-
-def measure(variant: str, net: str, steps: int) -> list[float]:
-    """Milliseconds of each step, after some that warm up."""
-    step = globals()[variant](NETS[net])
-    times = []
-    for i in range(steps + 10):
-        start = time.perf_counter()
-        step()
-        if i >= 10:
+    times: list[float] = []
+    with steady():  # as the Solver trains
+        began = time.perf_counter()
+        while len(times) < 10 or (len(times) < 120 and time.perf_counter() - began < SECONDS):
+            start = time.perf_counter()
+            call()
             times.append(1e3 * (time.perf_counter() - start))
-    return times
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return {"ms": times[min(10, len(times) // 2) :], "peak_mb": peak}
+
+
+def run(variant: str, work: str, environment: dict[str, str]) -> dict | None:
+    if work in STARTS:
+        if variant not in STARTS[work]:
+            return None
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *STARTS[work][variant]], env=environment, capture_output=True, check=True)
+        return {"ms": [1e3 * (time.perf_counter() - start)], "peak_mb": 0.0}
+    command = [sys.executable, __file__, "--one", variant, work]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{variant}, {work}:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--works", nargs="+", default=WORKS, choices=WORKS, metavar="WORK")
+    parser.add_argument("--variants", nargs="+", default=list(TRAINING), choices=list(TRAINING), metavar="VARIANT")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(*args.one, args.steps)))
+        print(json.dumps(measure(*args.one)))
         return
 
-    threads = {name: str(args.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    times: dict[tuple[str, str], list[float]] = {(net, v): [] for net in NETS for v in VARIANTS}
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = os.environ | {name: str(args.threads) for name in names}
+    environment["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if args.threads > 1 else 'false'}"
+    runs: dict[tuple[str, str], list[dict]] = {(work, v): [] for work in args.works for v in args.variants}
     for _ in range(args.rounds):
-        for net, variant in times:
-            command = [sys.executable, __file__, "--steps", str(args.steps), "--one", variant, net]
-            output = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=True)
-            times[net, variant].append(statistics.median(json.loads(output.stdout)))
+        for (work, variant), results in runs.items():
+            if (result := run(variant, work, environment)) is not None:
+                results.append(result)
 
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     from xpnn import backend
 
@@ -122,28 +114,41 @@ def main() -> None:
         "processor": backend.get("numpy").device_name(),
         "threads": args.threads,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "torch")},
     }
-    rows = [
-        {
-            "work": net,
-            "variant": v,
-            "batch": BATCH,
-            "median_ms": statistics.median(ms),
-            "min_ms": min(ms),
-            "runs": len(ms),
-        }
-        for (net, v), ms in times.items()
-    ]
-    results = Path(__file__).parent / "results" / "cpu.json"
-    results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    for package in ("numpy", "numba", "torch", "jax"):
+        try:
+            machine[package] = version(package)
+        except PackageNotFoundError:
+            machine[package] = "none"
+    rows = []
+    for (work, variant), results in runs.items():
+        if results:
+            medians = [statistics.median(result["ms"]) for result in results]
+            slowest = sorted(ms for result in results for ms in result["ms"])
+            rows.append(
+                {
+                    "work": work,
+                    "variant": variant,
+                    "batch": int(work.split()[-1]) if work in SCORES else steps.BATCH,
+                    "median_ms": statistics.median(medians),
+                    "min_ms": slowest[0],
+                    "p90_ms": slowest[int(0.9 * (len(slowest) - 1))],
+                    "runs": len(results),
+                    "peak_mb": max(result["peak_mb"] for result in results),
+                }
+            )
+    if args.works == WORKS and args.variants == list(TRAINING):
+        file = Path(__file__).parent / "results" / ("cpu.json" if COMPILED else "cpu_without_numba.json")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
     print(machine)
-    print(f"{'net':10s}{'variant':10s}{'ms':>8s}{'to torch':>10s}")
+    print(f"{'work':36s}{'variant':16s}{'ms':>9s}{'p90':>9s}{'ratio':>7s}{'peak MB':>9s}")
     for row in rows:
-        torch_ms = next(r["median_ms"] for r in rows if (r["work"], r["variant"]) == (row["work"], "torch"))
-        ratio = row["median_ms"] / torch_ms
-        print(f"{row['work']:10s}{row['variant']:10s}{row['median_ms']:8.2f}{ratio:10.2f}")
+        peers = [r["median_ms"] for r in rows if r["work"] == row["work"] and r["variant"] in FRAMEWORKS]
+        ratio = f"{row['median_ms'] / min(peers):7.2f}" if peers else f"{'':7s}"
+        numbers = f"{row['median_ms']:9.2f}{row['p90_ms']:9.2f}{ratio}{row['peak_mb']:9.0f}"
+        print(f"{row['work']:36s}{row['variant']:16s}{numbers}")
 
 
 if __name__ == "__main__":

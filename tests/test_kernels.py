@@ -125,6 +125,7 @@ CALLS = {
         }.items()
     },
     "special.erf": [(x,) for x in ACTIVATIONS],
+    "layers.activation.positive_part": [(x,) for x in [*ACTIVATIONS, WITH_NAN]],
     "layers.activation.where_positive": [
         *((np.flip(x, axis=0), x) for x in ACTIVATIONS),
         *((normals(*x.shape, dtype=x.dtype), x) for x in IMAGES),
@@ -138,9 +139,10 @@ CALLS = {
     "layers.batchnorm.gradient_sums": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 1)) for x in ROWS],
     "layers.batchnorm.input_gradient": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 4)) for x in ROWS],
     "products.matmul": [
-        (normals(*a, dtype=dtype), normals(*b, dtype=dtype, seed=1))
+        (normals(*a, dtype=dtype), normals(*b, dtype=dtype, seed=1), out)
         for dtype in ("float64", "float32")
         for a, b in (((5, 4), (4, 3)), ((3, 5, 4), (3, 4, 2)), ((0, 4), (4, 3)), ((5, 0), (0, 3)))
+        for out in (None, np.ones((*a[:-1], b[-1]), dtype))
     ],
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
@@ -272,7 +274,7 @@ def assert_same_results(function, library, fast, args):
 def small_parts(monkeypatch):
     """NumPy's kernels in blocks of few numbers and of one image, shared out among three threads."""
     kernels.load("numpy")
-    sizes = {"BLOCK": 64, "WIDTH": 16, "WORTH_A_THREAD": 8, "STRIPS": 1, "CHUNK": 1}
+    sizes = {"BLOCK": 64, "WIDTH": 16, "WORTH_A_THREAD": 8, "STRIPS": 1, "IMAGES": 1}
     for module in list(sys.modules.values()):
         if module.__name__.startswith("xpnn.kernels.numpy."):
             for name in sizes.keys() & vars(module).keys():
@@ -284,13 +286,17 @@ def small_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("loops", ["blockwise", "compiled"])
-def test_update_rules_are_the_same_by_either_loops(loops, monkeypatch):
+def test_kernels_give_the_same_results_by_either_loops(loops, monkeypatch):
     if loops == "compiled":
         pytest.importorskip("numba")
     kernels.load("numpy")
-    monkeypatch.setattr("xpnn.kernels.numpy.in_place.loops", importlib.import_module(f"xpnn.kernels.numpy.{loops}"))
+    loops = importlib.import_module(f"xpnn.kernels.numpy.{loops}")
+    modules = [module for module in sys.modules.values() if module.__name__.startswith("xpnn.kernels.numpy.")]
+    using = [module for module in modules if hasattr(module, "loops")]
+    for module in using:
+        monkeypatch.setattr(module, "loops", loops)
     for (function, library), fast in registered():
-        if library == "numpy" and function.startswith("optim."):
+        if library == "numpy" and sys.modules[fast.__module__] in using:
             for args in CALLS[function]:
                 assert_same_results(function, library, fast, args)
 

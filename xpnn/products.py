@@ -4,11 +4,15 @@ from xpnn.backend import Array, library_of, namespace
 from xpnn.kernels import fast_path
 
 
-def product(a: Array, b: Array) -> Array:
-    """Return a b: of matrices, or of two stacks of them."""
-    return (fast_path("products.matmul", library_of(a)) or matmul)(a, b)
+def product(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Return a b, of matrices or of two stacks of them; in `out` where it is given."""
+    return (fast_path("products.matmul", library_of(a)) or matmul)(a, b, out)
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """The definition of `product`."""
-    return namespace(a).matmul(a, b)
+    result = namespace(a).matmul(a, b)
+    if out is None:
+        return result
+    out[...] = result
+    return out

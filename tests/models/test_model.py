@@ -568,3 +568,19 @@ def test_a_layer_of_another_model_is_refused():
     Model(net, (4,), rng=0)
     with pytest.raises(ValueError, match="expected layers of its own; received affine1, which another model has"):
         Model(net, (4,), rng=1)
+
+
+def test_the_gradients_of_matrices_are_written_straight_into_the_buffer(kind):
+    model = FullyConnectedNet([4], input_dim=3, num_classes=2, backend=kind.backend, rng=0)
+    buffer, returned, backward = model.params.like(), {}, model.net.backward
+
+    def spy(*args, **kwargs):
+        dx, grads = backward(*args, **kwargs)
+        returned.update(grads)
+        return dx, grads
+
+    model.net.backward = spy
+    model.loss(kind(np.ones((5, 3))), kind([0, 1, 0, 1, 1], "int64"), buffer)
+    assert returned["affine1.W"] is buffer["W1"]
+    assert returned["affine2.W"] is buffer["W2"]
+    assert all(not layer.grads for layer in model.net.layers.values())  # lent for the one pass

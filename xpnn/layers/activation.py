@@ -28,8 +28,8 @@ def relu_forward(x: Array) -> tuple[Array, Cache]:
 
     Source: Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines", ICML 2010.
     """
-    xp = one_kind("relu", x=x)
-    out = xp.maximum(x, 0.0)
+    one_kind("relu", x=x)
+    out = (fast_path("layers.activation.positive_part", library_of(x)) or positive_part)(x)
     return out, out  # it is positive where x is, and the next layer keeps it anyway
 
 
@@ -49,6 +49,11 @@ def relu_backward(dout: Array, cache: Cache) -> Array:
     """
     check_dout("relu_backward", dout, cache, cache.shape)
     return (fast_path("layers.activation.where_positive", library_of(dout)) or where_positive)(dout, cache)
+
+
+def positive_part(x: Array) -> Array:
+    """The definition of `relu_forward`."""
+    return namespace(x).maximum(x, 0.0)
 
 
 def where_positive(dout: Array, out: Array) -> Array:

@@ -43,7 +43,9 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
             f"received x {tuple(x.shape)}, w {tuple(w.shape)} and b {tuple(b.shape)}"
         )
     rows = _rows(x)
-    return product(rows, w) + b, (rows, w, x.shape)
+    out = product(rows, w)
+    out += b
+    return out, (rows, w, x.shape)
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -68,8 +70,8 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     return xp.reshape(product(dout, w.T), x_shape), dw, db
 
 
-def _affine_param_grads(dout: Array, rows: Array) -> tuple[Array, Array]:
-    return product(rows.T, dout), sum_rows(dout)
+def _affine_param_grads(dout: Array, rows: Array, out: Array | None = None) -> tuple[Array, Array]:
+    return product(rows.T, dout, out), sum_rows(dout)
 
 
 def _rows(x: Array) -> Array:
@@ -139,11 +141,11 @@ def linear_input_grad(dout: Array, cache: Cache) -> Array:
     return xp.reshape(product(_last_axis_rows(dout), w.T), x_shape)
 
 
-def linear_param_grads(dout: Array, cache: Cache) -> tuple[Array, Array | None]:
-    """The dw and db of `linear_backward` alone."""
+def linear_param_grads(dout: Array, cache: Cache, out: Array | None = None) -> tuple[Array, Array | None]:
+    """The dw and db of `linear_backward` alone; dw in `out` where it is given."""
     rows, _, _, has_bias = cache
     douts = _last_axis_rows(dout)
-    return product(rows.T, douts), sum_rows(douts) if has_bias else None
+    return product(rows.T, douts, out), sum_rows(douts) if has_bias else None
 
 
 def _last_axis_rows(x: Array) -> Array:
@@ -189,11 +191,10 @@ class Affine(Layer):
         return affine_forward(x, self.params["W"], self.params["b"])
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        if input_grad:
-            dx, dw, db = affine_backward(dout, cache)
-            return dx, {"W": dw, "b": db}
-        dw, db = _affine_param_grads(dout, cache[0])
-        return None, {"W": dw, "b": db}
+        rows, w, x_shape = cache
+        xp = check_dout("affine_backward", dout, w, (rows.shape[0], w.shape[1]))
+        dw, db = _affine_param_grads(dout, rows, self.grads.get("W"))
+        return xp.reshape(product(dout, w.T), x_shape) if input_grad else None, {"W": dw, "b": db}
 
 
 class Linear(Layer):
@@ -240,8 +241,7 @@ class Linear(Layer):
         return linear_forward(x, self.params["W"], self.params.get("b"))
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        if input_grad:
-            dx, dw, db = linear_backward(dout, cache)
-        else:
-            dx, (dw, db) = None, linear_param_grads(dout, cache)
+        check_dout("linear_backward", dout, cache[1], (*cache[2][:-1], self.units))
+        dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
+        dx = linear_input_grad(dout, cache) if input_grad else None
         return dx, {"W": dw} | ({} if db is None else {"b": db})

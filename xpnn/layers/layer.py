@@ -55,6 +55,8 @@ class Layer:
         Where the layer is within the net, such as ``"block1.affine2"``; errors begin with it.
     params : dict of str to array
         Learned: views into the model's flat buffer.
+    grads : dict of str to array
+        Where `backward` may write gradients, instead of into new arrays: views into a buffer, during a model's step.
     state : dict
         Not learned, but saved: the arrays that `state_specs` names, such as running statistics.
     rng : Generator or None
@@ -72,6 +74,7 @@ class Layer:
     def __init__(self, name: str = "") -> None:
         self.name = self.path = name
         self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
         self.state: dict[str, Array] = {}
         self.rng: Generator | None = None
         self.owned = False  # a model puts its arrays into its own layers only

@@ -101,11 +101,13 @@ class Model:
 
     def _bind(self) -> None:
         """Hand every layer the views of its parameters."""
+        self._params_of: dict[str, list[tuple[str, str]]] = {layer.path: [] for layer in self._layers}
         for layer in self._layers:
             layer.params, layer.owned = {}, True
         for name, layer, param in self.arrays_by_layer():
             if name in self._params:
                 layer.params[param] = self._params[name]
+                self._params_of[layer.path].append((param, name))
 
     def param_name(self, path: str) -> str:
         """Return the public name of the parameter at `path`; models of the course name them otherwise."""
@@ -158,10 +160,16 @@ class Model:
             return self.net.forward(x, train=False)[0]
         scores, cache = self.net.forward(x, train=True)
         loss, dscores = self.loss_function(scores, y)
-        _, by_path = self.net.backward(dscores, cache, input_grad=False)
         grads = self._params.like() if grads is None else grads
+        self._lend(grads)
+        try:
+            _, by_path = self.net.backward(dscores, cache, input_grad=False)
+        finally:
+            self._lend({})
         for path, grad in by_path.items():
-            grads[self._names[path]][...] = grad
+            into = grads[self._names[path]]
+            if grad is not into:
+                into[...] = grad
         if self.reg:
             xp = self.backend.namespace
             for name in self._decayed:
@@ -169,6 +177,11 @@ class Model:
                 loss = loss + 0.5 * self.reg * xp.sum(w * w)
                 dw += self.reg * w
         return loss, grads
+
+    def _lend(self, grads: Mapping[str, Array]) -> None:
+        """Hand every layer the views that its gradients are to be written into."""
+        for layer in self._layers:
+            layer.grads = {param: grads[name] for param, name in self._params_of[layer.path] if name in grads}
 
     def _enter(self, X: Array) -> Array:
         """Check a batch at the model's door, flatten it where the net takes vectors, cast it."""

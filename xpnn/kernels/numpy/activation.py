@@ -6,31 +6,26 @@ from typing import Any
 import numpy as np
 
 from xpnn.kernels import kernel
-from xpnn.kernels.numpy.blocks import BLOCK, WORTH_A_THREAD, elementwise, split
-from xpnn.kernels.numpy.masks import keep
+from xpnn.kernels.numpy.blocks import elementwise
+from xpnn.kernels.numpy.loops import loops
 from xpnn.kernels.numpy.special import fill_erf
 from xpnn.special import GELU_FAR
-from xpnn.threads import share
+from xpnn.threads import is_held
+
+
+@kernel("layers.activation.positive_part", "numpy")
+def positive_part(x: np.ndarray) -> np.ndarray:
+    return elementwise(lambda x, out: np.maximum(x, 0.0, out=out), [x], 1)[0] if is_held() else np.maximum(x, 0.0)
 
 
 @kernel("layers.activation.where_positive", "numpy")
 def where_positive(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
-    dx = np.empty_like(dout, subok=False)
-    if dout.ndim == 0:
-        return keep(dout, np.greater(out, 0), out=dx)
-    row = max(dout.size // max(len(dout), 1), 1)  # numbers
-
-    def fill(part: slice) -> None:
-        for rows in split(part, BLOCK // row):
-            keep(dout[rows], out[rows] > 0, out=dx[rows])
-
-    share(fill, len(dout), WORTH_A_THREAD // row, along=True)
-    return dx
+    return elementwise(loops.where_positive, [dout, out], 1)[0]
 
 
 @kernel("layers.activation.gelu_and_slope", "numpy")
 def gelu_and_slope(x: Any, approximate: str) -> tuple[Any, Any]:
-    out, slope = elementwise(_fill_tanh if approximate == "tanh" else _fill_exact, x, 2)
+    out, slope = elementwise(_fill_tanh if approximate == "tanh" else _fill_exact, [x], 2)
     return out, slope
 
 

@@ -1,6 +1,6 @@
 """Arrays a block at a time, so that what lies between two steps stays in a core's cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,18 @@ BLOCK = 2**18  # numbers: smaller ones fit a nearer cache, but threads then wait
 WORTH_A_THREAD = 2**16  # numbers: handing over work takes some ten microseconds
 
 
-def elementwise(fill: Callable[..., None], x: np.ndarray, outputs: int) -> tuple[Any, ...]:
-    """Return new arrays of x's shape, dtype and memory layout, which ``fill(x, *outputs)`` fills block by block."""
-    if _flat(x) is None:
-        x = x.copy(order="K")
-    out = tuple(np.empty_like(x, subok=False) for _ in range(outputs))
-    flat: list[Any] = [_flat(array) for array in (x, *out)]
+def elementwise(fill: Callable[..., None], inputs: Sequence[np.ndarray], outputs: int) -> tuple[Any, ...]:
+    """Return new arrays like the first input, in memory too, which ``fill(*inputs, *outputs)`` fills block by block."""
+    first = inputs[0] if _flat(inputs[0]) is not None else inputs[0].copy(order="K")
+    others = (x if x.strides == first.strides else _laid_out(x, first) for x in inputs[1:])
+    out = tuple(np.empty_like(first, subok=False) for _ in range(outputs))
+    flat: list[Any] = [_flat(array) for array in (first, *others, *out)]
 
     def fill_blocks(part: slice) -> None:
         for block in split(part, BLOCK):
             fill(*(array[block] for array in flat))
 
-    share(fill_blocks, x.size, WORTH_A_THREAD, along=True)
+    share(fill_blocks, first.size, WORTH_A_THREAD, along=True)
     return out
 
 
@@ -31,6 +31,13 @@ def split(part: slice, length: int) -> Iterator[slice]:
     length = max(length, 1)
     for start in range(part.start, part.stop, length):
         yield slice(start, min(start + length, part.stop))
+
+
+def _laid_out(x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The same numbers, in memory as those of another array."""
+    copy = np.empty_like(like, dtype=x.dtype, subok=False)
+    copy[...] = x
+    return copy
 
 
 def _flat(x: np.ndarray) -> np.ndarray | None:

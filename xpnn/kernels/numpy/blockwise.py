@@ -1,14 +1,18 @@
 """The loops of `compiled` without numba: NumPy's operations in blocks that stay in a core's cache."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from xpnn.kernels.numpy.blocks import split
+from xpnn.kernels.numpy.masks import keep
 from xpnn.kernels.numpy.workspace import workspace
+from xpnn.windows import Window
 
 BLOCK = 2**15  # numbers
+IMAGES = 2**18  # numbers of images
 
 
 def by_blocks(loop: Callable[..., None]) -> Callable[..., None]:
@@ -93,6 +97,39 @@ def lion(w, dw, v, kept, lr, b1, rest1, b2, rest2, t, u):
         w *= kept
     t *= lr
     w -= t
+
+
+def where_positive(dout, out, dx):
+    keep(dout, out > 0, out=dx)
+
+
+def window_max(x: np.ndarray, window: Window, out: np.ndarray, place: np.ndarray) -> None:
+    last = math.prod(window.size) - 1
+    for images in split(slice(0, len(x)), IMAGES // max(x[:1].size, 1)):
+        taps = [x[images, rows, cols] for rows, cols in window.slices(out.shape[1:3])]
+        largest, where = out[images], place[images]
+        largest[...] = taps[0]
+        for tap in taps[1:]:
+            np.maximum(largest, tap, out=largest)
+        # The place of the first maximum is how many numbers before it are smaller.
+        smaller, before = np.ones(largest.shape, dtype=bool), np.empty(largest.shape, dtype=bool)
+        for tap in taps[:last]:
+            np.logical_and(smaller, np.not_equal(tap, largest, out=before), out=smaller)
+            np.add(where, smaller, out=where)
+        if np.isnan(largest).any():  # NaN equals nothing, itself included
+            for k in range(last, -1, -1):
+                where[np.isnan(taps[k])] = k
+
+
+def window_max_grad(dout: np.ndarray, place: np.ndarray, window: Window, dx: np.ndarray) -> None:
+    apart = all(stride >= size for stride, size in zip(window.stride, window.size, strict=True))
+    for images in split(slice(0, len(dout)), IMAGES // max(dout[:1].size, 1)):
+        for k, (rows, cols) in enumerate(window.slices(dout.shape[1:3])):
+            tap = dx[images, rows, cols]
+            if apart:  # each number is in one window at most
+                keep(dout[images], place[images] == k, out=tap)
+            else:
+                tap += keep(dout[images], place[images] == k)
 
 
 def _blend(old: np.ndarray, kept: Any, new: np.ndarray, rest: Any) -> None:

@@ -1,19 +1,11 @@
-"""Update rules on NumPy, written into place.
+"""Update rules on NumPy, written into place."""
 
-Their loops are compiled where numba is installed (the extra `fast`), else NumPy's in blocks.
-"""
-
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from xpnn.kernels import kernel
-
-if find_spec("numba"):
-    from xpnn.kernels.numpy import compiled as loops
-else:
-    from xpnn.kernels.numpy import blockwise as loops  # type: ignore[no-redef]
+from xpnn.kernels.numpy.loops import loops
 
 Config = dict[str, Any]
 

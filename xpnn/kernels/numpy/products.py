@@ -9,14 +9,13 @@ WORTH_A_THREAD = 2**21  # multiplications
 
 
 @kernel("products.matmul", "numpy")
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     if not is_held():
-        return np.matmul(a, b)
-    out = np.empty((*a.shape[:-1], b.shape[-1]), dtype=np.result_type(a, b))
+        return np.matmul(a, b, out=out)
+    result = np.empty((*a.shape[:-1], b.shape[-1]), dtype=np.result_type(a, b)) if out is None else out
 
     def fill(part: slice) -> None:
-        np.matmul(a[part], b if b.ndim == 2 else b[part], out=out[part])
+        np.matmul(a[part], b if b.ndim == 2 else b[part], out=result[part])
 
-    multiplications = out[:1].size * a.shape[-1]
-    share(fill, len(a), WORTH_A_THREAD // max(multiplications, 1))
-    return out
+    share(fill, len(a), WORTH_A_THREAD // max(result[:1].size * a.shape[-1], 1))
+    return result

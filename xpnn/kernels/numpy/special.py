@@ -16,7 +16,7 @@ _END = 4.5  # x p(x²) is 14 there: tanh is 1 to the last bit
 
 @kernel("special.erf", "numpy")
 def erf(x: Any) -> Any:
-    return elementwise(fill_erf, x, 1)[0]
+    return elementwise(fill_erf, [x], 1)[0]
 
 
 def fill_erf(x: np.ndarray, out: np.ndarray) -> None:
