@@ -427,6 +427,11 @@ def test_info_names_every_backend_and_what_auto_takes(xpnn):
         assert name in out
 
 
+def test_info_says_whose_loops_the_kernels_run_on(xpnn):
+    pytest.importorskip("numba")
+    assert "loops of numpy's kernels: compiled by numba " in xpnn("info")[1]
+
+
 def test_version_is_the_packages(xpnn):
     from xpnn import __version__
 

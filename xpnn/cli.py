@@ -359,6 +359,7 @@ def check(backend: BackendOption = None) -> None:
 def info() -> None:
     """Show backends, devices and versions, what is missing and what installs it."""
     import platform
+    from importlib.metadata import version
 
     from xpnn import kernels
 
@@ -374,6 +375,11 @@ def info() -> None:
             rows.append((b.name, "-", b.reason, "-"))
             remedies += [f"for {b.name}: {b.install}"] if b.install else []
     report.table(console, "", ("backend", "version", "device", "kernels for"), rows)
+    if kernels.fast_path("optim.in_place.adam", "numpy"):
+        from xpnn.kernels.numpy.loops import COMPILED
+
+        how = f"compiled by numba {version('numba')}" if COMPILED else "NumPy's own; compiled by: pip install numba"
+        _say(f"loops of numpy's kernels: {how}")
     for remedy in remedies:
         _say(remedy)
     _say(f"auto takes {_auto()}")

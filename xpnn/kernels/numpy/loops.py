@@ -1,10 +1,12 @@
 """Loops that kernels run on: compiled where numba is installed (the extra `fast`), else NumPy's in blocks."""
 
-from importlib.util import find_spec
-
-if find_spec("numba"):
+try:
     from xpnn.kernels.numpy import compiled as loops
-else:
+
+    COMPILED = True
+except ImportError:  # no numba, or one that does not know this NumPy yet
     from xpnn.kernels.numpy import blockwise as loops  # type: ignore[no-redef]
 
-__all__ = ["loops"]
+    COMPILED = False
+
+__all__ = ["COMPILED", "loops"]
