@@ -36,7 +36,7 @@ def share(work: Callable[[slice], Result], n: int, least: int = 1, along: bool =
     """Return ``work(part)`` for parts of ``range(n)``, in order; each part is done by a thread of its own.
 
     There are as many threads as BLAS has, so ``OMP_NUM_THREADS`` holds for both. Work within work, or from two threads
-    at a time, is not shared out.
+    at a time, is not shared out. Sums over all parts are rounded otherwise where the parts are others.
 
     Parameters
     ----------

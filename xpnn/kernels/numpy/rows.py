@@ -23,6 +23,8 @@ def over_blocks(function: Callable[..., Any], arrays: Sequence[np.ndarray], vect
     The arrays are (N, D), the vectors (D,). A block is (n, k D): k rows side by side, with each vector k times over.
     """
     n, d = arrays[0].shape
+    if n <= WIDTH and n * d <= WORTH_A_THREAD:  # a block of its own
+        return [function(*arrays, *vectors)] if n else []
     side = max(WIDTH // max(d, 1), 1)
 
     def of_part(part: slice) -> list:
@@ -44,14 +46,15 @@ def over_blocks(function: Callable[..., Any], arrays: Sequence[np.ndarray], vect
 
 def block_sum(block: np.ndarray) -> np.ndarray:
     """The sum over a block's rows, of float16 in float32."""
-    return np.sum(block, axis=0, dtype=np.result_type(block, np.float32))
+    return np.add.reduce(block, axis=0, dtype=np.float32 if block.dtype == np.float16 else None)
 
 
 def sum_of(sums: Sequence[np.ndarray], d: int) -> np.ndarray:
     """The sum (D,) of sums (k D,) of blocks, in float64."""
-    return np.sum(columns(sums, d), axis=0)
+    return np.add.reduce(columns(sums, d), axis=0)
 
 
 def columns(vectors: Sequence[np.ndarray], d: int) -> np.ndarray:
     """Vectors (k D,) of blocks as rows (K, D) of float64."""
-    return np.concatenate([np.zeros((0, d)), *(vector.reshape(len(vector) // max(d, 1), d) for vector in vectors)])
+    rows = [vector.reshape(len(vector) // max(d, 1), d) for vector in vectors]
+    return np.concatenate(rows, dtype=np.float64) if rows else np.zeros((0, d))
