@@ -1,35 +1,24 @@
-"""Batch norm against the scale of the first weights: with it, training hardly minds the scale.
+"""Batch norm against the scale of the first weights: with it, a net learns over a far wider range of scales.
 
 python examples/batchnorm.py                       the embedded digits, some seconds
 python examples/batchnorm.py --dataset cifar10     the course's experiment on 1,000 images
 """
 
-import argparse
-from pathlib import Path
-
+from common import at_least, new_parser, read, train
 from matplotlib.figure import Figure
 
-from xpnn import FullyConnectedNet, Solver, backend, data
+from xpnn import FullyConnectedNet, Solver
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--backend", default="auto", help="numpy, cupy, torch, array-api-strict or auto")
-parser.add_argument("--dataset", default="digits", choices=["digits", "cifar10"])
-parser.add_argument("--data", help="folder of CIFAR-10")
-parser.add_argument("--epochs", type=int, default=10)
-parser.add_argument("--scales", type=int, default=9, help="how many scales from 1e-4 to 1")
-parser.add_argument("--out", type=Path, default=Path("figures/batchnorm.png"))
-args = parser.parse_args()
-if args.scales < 2:
-    parser.error(f"argument --scales: expected at least 2; received {args.scales}")
-args.out.parent.mkdir(parents=True, exist_ok=True)
-
-where = backend.get(args.backend)
-images = data.load(args.dataset, args.data).take(1000)
+parser = new_parser(__doc__, "batchnorm.png")
+parser.add_argument("--epochs", type=at_least(1), default=10)
+parser.add_argument("--scales", type=at_least(2), default=9, help="how many scales from 1e-4 to 1")
+args, where, images = read(parser)
+images = images.take(min(1000, len(images.X_train)))
 mean = images.mean_image.reshape(-1)
 scales = [10 ** (4 * i / (args.scales - 1) - 4) for i in range(args.scales)]
 
 
-def train(use_batchnorm: bool, weight_scale: float) -> Solver:
+def trained(use_batchnorm: bool, weight_scale: float) -> Solver:
     net = FullyConnectedNet(
         [50] * 7,
         input_dim=mean.size,
@@ -49,7 +38,7 @@ def train(use_batchnorm: bool, weight_scale: float) -> Solver:
         seed=0,
         verbose=False,
     )
-    solver.train()
+    train(solver)
     return solver
 
 
@@ -57,7 +46,7 @@ figure = Figure(figsize=(12, 3.8), layout="constrained")
 best_val, best_train, last_loss = figure.subplots(1, 3)
 for use_batchnorm, color in ((False, "#E69F00"), (True, "#0072B2")):
     label = "with batch norm" if use_batchnorm else "without"
-    solvers = [train(use_batchnorm, scale) for scale in scales]
+    solvers = [trained(use_batchnorm, scale) for scale in scales]
     best_val.semilogx(scales, [max(s.val_acc_history) for s in solvers], "-o", color=color, label=label)
     best_train.semilogx(scales, [max(s.train_acc_history) for s in solvers], "-o", color=color, label=label)
     losses = [sum(s.loss_history[-20:]) / len(s.loss_history[-20:]) for s in solvers]

@@ -4,34 +4,23 @@ python examples/convnet.py                       the embedded digits, some secon
 python examples/convnet.py --dataset cifar10     the course's notebook: 32 filters of 7x7, some minutes
 """
 
-import argparse
 import math
-from pathlib import Path
 
 import numpy as np
+from common import at_least, new_parser, read
 from matplotlib.figure import Figure
 
-from xpnn import Solver, backend, data
+from xpnn import Solver
 from xpnn.models import ThreeLayerConvNet
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--backend", default="auto", help="numpy, cupy, torch, array-api-strict or auto")
-parser.add_argument("--dataset", default="digits", choices=["digits", "cifar10"])
-parser.add_argument("--data", help="folder of CIFAR-10")
-parser.add_argument("--images", type=int, help="train on the first so many; default all")
-parser.add_argument("--epochs", type=int, help="default 3 for cifar10, 10 for digits")
+parser = new_parser(__doc__, "convnet.png")
+parser.add_argument("--images", type=at_least(1), help="train on the first so many; default all")
+parser.add_argument("--epochs", type=at_least(1), help="default 3 for cifar10, 10 for digits")
 parser.add_argument("--batchnorm", action="store_true", help="spatial batch norm after the convolution")
-parser.add_argument("--out", type=Path, default=Path("figures/convnet.png"))
-args = parser.parse_args()
-args.out.parent.mkdir(parents=True, exist_ok=True)
-
-where = backend.get(args.backend)
+args, where, images = read(parser)
 is_cifar10 = args.dataset == "cifar10"
 if args.epochs is None:
     args.epochs = 3 if is_cifar10 else 10
-images = data.load(args.dataset, args.data)
-if args.images is not None:
-    images = images.take(args.images)
 
 net = ThreeLayerConvNet(
     images.input_shape,

@@ -4,23 +4,14 @@ python examples/optimizers.py                       the embedded digits, some se
 python examples/optimizers.py --dataset cifar10     the course's experiment on 4,000 images
 """
 
-import argparse
-from pathlib import Path
+from common import at_least, new_parser, read, train
 
-from xpnn import FullyConnectedNet, Solver, backend, data
+from xpnn import FullyConnectedNet, Solver
 from xpnn.training.report import plot_comparison
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--backend", default="auto", help="numpy, cupy, torch, array-api-strict or auto")
-parser.add_argument("--dataset", default="digits", choices=["digits", "cifar10"])
-parser.add_argument("--data", help="folder of CIFAR-10")
-parser.add_argument("--epochs", type=int, default=5)
-parser.add_argument("--out", type=Path, default=Path("figures/optimizers.png"))
-args = parser.parse_args()
-args.out.parent.mkdir(parents=True, exist_ok=True)
-
-where = backend.get(args.backend)
-images = data.load(args.dataset, args.data)
+parser = new_parser(__doc__, "optimizers.png")
+parser.add_argument("--epochs", type=at_least(1), default=5)
+args, where, images = read(parser)
 images = images.take(min(4000, len(images.X_train)))
 mean = images.mean_image.reshape(-1)
 
@@ -48,7 +39,7 @@ for rule, learning_rate in learning_rates.items():
         seed=0,
         verbose=False,
     )
-    solver.train()
+    train(solver)
     solvers[rule] = solver
     train_acc, val_acc = solver.train_acc_history[-1], solver.val_acc_history[-1]
     print(f"{rule:22s} loss {solver.loss_history[-1]:.3f}  train {train_acc:.3f}  val {val_acc:.3f}")

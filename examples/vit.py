@@ -6,33 +6,22 @@ python examples/vit.py --dataset cifar10     with flips and crops; for a GPU, or
 On CIFAR-10 the embeddings of neighbors come to resemble each other. On digits, four patches a side, they hardly do.
 """
 
-import argparse
 import math
-from pathlib import Path
 
 import numpy as np
+from common import at_least, new_parser, read
 from matplotlib.figure import Figure
 
-from xpnn import Solver, backend, data
+from xpnn import Solver
 from xpnn.data import RandomCrop, RandomFlip
 from xpnn.models import VisionTransformer
 from xpnn.optim import ParamGroup
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--backend", default="auto", help="numpy, cupy, torch, array-api-strict or auto")
-parser.add_argument("--dataset", default="digits", choices=["digits", "cifar10"])
-parser.add_argument("--data", help="folder of CIFAR-10")
-parser.add_argument("--images", type=int, help="train on the first so many; default all")
-parser.add_argument("--epochs", type=int, default=15)
-parser.add_argument("--out", type=Path, default=Path("figures/vit.png"))
-args = parser.parse_args()
-args.out.parent.mkdir(parents=True, exist_ok=True)
-
-where = backend.get(args.backend)
+parser = new_parser(__doc__, "vit.png")
+parser.add_argument("--images", type=at_least(1), help="train on the first so many; default all")
+parser.add_argument("--epochs", type=at_least(1), default=15)
+args, where, images = read(parser)
 is_cifar10 = args.dataset == "cifar10"
-images = data.load(args.dataset, args.data)
-if args.images is not None:
-    images = images.take(args.images)
 
 net = VisionTransformer(
     patch=4 if is_cifar10 else 2,

@@ -329,7 +329,13 @@ def test_dtype_name_of_every_librarys_dtypes(library, name):
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("float32", "float32"), (float, "float64"), (np.float32, "float32"), (np.dtype("<f4"), "float32")],
+    [
+        ("float32", "float32"),
+        (float, "float64"),
+        (np.float32, "float32"),
+        (np.dtype("<f4"), "float32"),
+        (np.dtype("<U3"), "str"),
+    ],
 )
 def test_dtype_name_of_other_ways_to_say_it(given, name):
     assert dtype_name(given) == name

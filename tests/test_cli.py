@@ -297,8 +297,9 @@ def test_a_comparison_is_no_run(xpnn, command):
     flags = ("--rules", "sgd", "--epochs", 1, "--num-train", 100, "--backend", "numpy", "--out", "c")
     assert xpnn("compare", *flags)[0] == 0
     status, _, err = xpnn(*command)
-    message = "xpnn: c: expected the folder of `xpnn train`; its config.json has no settings\n"
-    assert (status, err) == (2, message)
+    assert status == 2
+    assert err.endswith(" c: expected the folder of `xpnn train`; its config.json has no settings\n")
+    assert ("--resume: " in err) == ("--resume" in command)
 
 
 def test_a_config_that_cannot_be_read_is_said_so(xpnn, tmp_path):
@@ -369,6 +370,28 @@ def test_schedule_says_what_is_wrong_in_one_line(xpnn, tmp_path, arguments, mess
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_that_cannot_be_written_is_named_before_the_table(xpnn, tmp_path):
+    (tmp_path / "a.png").mkdir()
+    assert xpnn("schedule", "--out", "a.png") == (2, "", "xpnn: --out: cannot write to a.png: Is a directory\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_tables_fit_a_narrow_terminal_with_whole_numbers(xpnn, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command, numbers in ((("schedule",), r"[01]\.\d\d"), (("check", "--backend", "numpy"), r"\de-\d\d|0e\+00|")):
+        rows = [line for line in xpnn(*command)[1].splitlines() if line.startswith("│")]
+        assert {len(row) <= columns for row in rows} == {True}
+        cells = [cell.strip() for row in rows for cell in row.split("│")[2:-1]]
+        assert [cell for cell in cells if not re.fullmatch(numbers, cell)] == []
+
+
+def test_compare_names_a_rate_that_is_impossible_by_its_own_flag(xpnn):
+    assert xpnn("compare", "--rules", "sgd:-1")[::2] == (
+        2,
+        "xpnn: --rules: expected a finite number above 0; received -1.0\n",
+    )
+
+
 def test_compare_starts_all_rules_from_the_same_weights(xpnn, tmp_path):
     rules = "sgd,adam:0.002"
     status, out, _ = xpnn("compare", "digits", "--rules", rules, "--epochs", 1, "--out", "c", "--backend", "numpy")
@@ -392,7 +415,7 @@ def test_compare_takes_another_model(xpnn, tmp_path):
 
 def test_compare_writes_nothing_where_a_rule_cannot_train_the_net(xpnn, tmp_path):
     status, _, err = xpnn("compare", "--model", "two-layer", "--rules", "adam,muon", "--out", "c")
-    assert (status, err) == (2, "xpnn: --optimizer: expected another than muon, as two-layer has one hidden layer\n")
+    assert (status, err) == (2, "xpnn: --rules: expected another than muon, as two-layer has one hidden layer\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -430,6 +453,14 @@ def test_info_names_every_backend_and_what_auto_takes(xpnn):
 def test_info_says_whose_loops_the_kernels_run_on(xpnn):
     pytest.importorskip("numba")
     assert "loops of numpy's kernels: compiled by numba " in xpnn("info")[1]
+
+
+def test_the_package_runs_as_a_module():
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "xpnn", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("xpnn ")
 
 
 def test_version_is_the_packages(xpnn):
@@ -535,10 +566,11 @@ BAD_FLAGS = [
     (("--data", "somewhere"), "--data: expected none for digits, which ship with xpnn; received 'somewhere'"),
     (("--hidden", "99999999999999999999"), "--hidden: expected sizes from 1 to 1,000,000"),
     (("--out", ""), "expected the name of a folder; received an empty one"),
-    (("--resume", "nowhere"), "nowhere: expected the folder of a run; it has no config.json"),
+    (("--resume", "nowhere"), "--resume: nowhere: expected the folder of a run; it has no config.json"),
     (("imagenet",), "dataset: expected one of digits, cifar10; received 'imagenet'"),
     (("cifar10", "--data", "nowhere"), "nowhere"),
     (("--epochs", "many"), "'--epochs'"),
+    (("--epochs", "1.5"), "'1.5'"),
     (("--colour", "red"), "--colour"),
     (("--out", "file"), "--out: expected a folder; file is a file"),
     (("--out", "file/run"), "--out: cannot write to file/run: Not a directory"),

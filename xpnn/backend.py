@@ -243,7 +243,8 @@ class Torch(Backend):
         return super().asarray(x, dtype, copy)
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        return x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        return (x.float() if dtype_name(x.dtype) == "bfloat16" else x).numpy()  # NumPy has no bfloat16
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -427,6 +428,8 @@ def dtype_name(dtype: Any) -> str:
 def _dtype_name(kind: Any, dtype: Any) -> str:  # the kind keeps dtypes of two libraries from being compared
     if isinstance(dtype, str):
         return dtype
+    if isinstance(dtype, np.dtype) and dtype.kind in "SU":
+        return dtype.type.__name__.rstrip("_")  # their names count bits
     if isinstance(dtype, np.dtype) or dtype is float:
         return np.dtype(dtype).name
     return (getattr(dtype, "__name__", None) or str(dtype)).rpartition(".")[2]

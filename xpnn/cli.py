@@ -1,9 +1,11 @@
 """The command line."""
 
+import contextlib
 import dataclasses
 import io
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +18,7 @@ from xpnn.backend import Backend
 from xpnn.data import Dataset
 from xpnn.data.sampling import SAMPLINGS
 from xpnn.data.tta import LEVELS as TTA_LEVELS
-from xpnn.errors import SettingError, XpnnError
+from xpnn.errors import CheckpointError, SettingError, XpnnError
 from xpnn.optim import RULES
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, Solver, report
 from xpnn.training.folder import RunFolder
@@ -231,14 +233,17 @@ def compare(
         name, _, rate = rule.strip().partition(":")
         if name not in RULES or rule.strip() in runs:
             raise SettingError(f"--rules: expected some of {', '.join(RULES)}, each once; received {rules!r}")
-        runs[rule.strip()] = Settings.of(
-            dataset, **common, optimizer=name, lr=_number("--rules", rate) if rate else None
-        )
+        with _naming_rules():
+            runs[rule.strip()] = Settings.of(
+                dataset, **common, optimizer=name, lr=_number("--rules", rate) if rate else None
+            )
     first = next(iter(runs.values()))
     chosen = _choose_backend(first.backend)
     images = _images(first, download)
-    # all of them before anything is written
-    built = {label: build_solver(settings, build_model(settings, images), images) for label, settings in runs.items()}
+    with _naming_rules():  # all of them before anything is written
+        built = {
+            label: build_solver(settings, build_model(settings, images), images) for label, settings in runs.items()
+        }
     folder = RunFolder.create(out, f"compare-{dataset}")
     folder.write_config(chosen, **runs)
     solvers = {}
@@ -256,7 +261,7 @@ def compare(
         (
             label,
             f"{runs[label].lr:g}",
-            f"{s.loss_history[-1]:.3f}",
+            f"{s.loss_history[-1]:.4g}",
             f"{s.train_acc_history[-1]:.3f}",
             f"{s.val_acc_history[-1]:.3f}",
         )
@@ -318,10 +323,14 @@ def schedule(
     if out.suffix != ".png" or not out.parent.is_dir():
         raise SettingError(f"--out: expected a .png in a folder that exists; received {out}")
     chosen = {spec: find_schedule(spec) for spec in specs or SCHEDULE_NAMES}
-    percents = (0, 10, 25, 50, 75, 90, 100)
+    try:
+        report.plot_schedules(out, chosen, epochs)
+    except OSError as error:
+        raise SettingError(f"--out: cannot write to {out}: {error.strerror}") from None
+    is_wide = console.width >= max(map(len, chosen)) + 53
+    percents = (0, 10, 25, 50, 75, 90, 100) if is_wide else (0, 25, 50, 75, 100)
     rows = [(spec, *(f"{function(percent / 100):.2f}" for percent in percents)) for spec, function in chosen.items()]
     report.table(console, "", ("factor at %", *map(str, percents)), rows)
-    report.plot_schedules(out, chosen, epochs)
     _say(f"figure in {out}")
 
 
@@ -420,7 +429,19 @@ def _resumed(folder: RunFolder, given: dict[str, Any]) -> Settings:
     if fixed := given.keys() - {"epochs", "backend", "data", "patience"}:
         flags = ", ".join(map(flag, sorted(fixed)))
         raise SettingError(f"{flags}: cannot change when a run is resumed; {folder.config} has the settings")
-    return dataclasses.replace(folder.read_settings(), **given)
+    try:
+        return dataclasses.replace(folder.read_settings(), **given)
+    except CheckpointError as error:
+        raise CheckpointError(f"--resume: {error}") from None
+
+
+@contextlib.contextmanager
+def _naming_rules() -> Iterator[None]:
+    """Let errors name --rules in place of the flags that `xpnn train` has for it."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(str(error).replace("--lr:", "--rules:").replace("--optimizer:", "--rules:")) from None
 
 
 def _sizes(name: str, text: str | None) -> tuple[int, ...] | None:
@@ -466,7 +487,10 @@ def main() -> NoReturn:
         # inside typer, depending on its version; what marks them is that they can format themselves.
         if not hasattr(error, "format_message"):
             raise
-        sys.exit(_fail(error.format_message()))
+        message = error.format_message()
+        if details := getattr(error.__context__, "errors", None):  # pydantic's, which leave out what was received
+            message += f"; received {details()[0]['input']!r}"
+        sys.exit(_fail(message))
 
 
 def _fail(message: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from xpnn import backend as backends
 from xpnn import special
+from xpnn.arguments import check_number
 from xpnn.backend import Array, describe, is_array, is_floating, is_integer, one_kind
 
 
@@ -46,9 +47,8 @@ def softmax_loss(x: Array, y: Array, label_smoothing: float = 0.0, reduction: st
 
     Source for smoothing: Szegedy et al., "Rethinking the inception architecture for computer vision", CVPR 2016.
     """
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"softmax_loss: expected label_smoothing from 0 to 1; received {label_smoothing!r}")
-    smoothing = float(label_smoothing)
+    expected = "label_smoothing from 0 to 1"
+    smoothing = check_number("softmax_loss", expected, label_smoothing, lambda number: 0 <= number <= 1)
     if is_array(y) and is_floating(y) and y.ndim == 2:
         xp = _check_same("softmax_loss", x, y)
         targets = xp.astype(y, x.dtype, copy=False)

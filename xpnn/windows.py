@@ -3,6 +3,8 @@
 from itertools import product
 from typing import Any, NamedTuple
 
+from xpnn.arguments import BOUND
+
 Pair = tuple[int, int]  # of the vertical and the horizontal axis
 
 
@@ -59,8 +61,10 @@ def as_pair(where: str, name: str, value: Any, least: int) -> Pair:
     try:
         pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
         high, wide = (int(size) for size in pair)
-        if (high, wide) == pair and min(high, wide) >= least:
+        if (high, wide) == pair and least <= min(pair) and max(pair) < BOUND:
             return high, wide
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"{where}: expected {name} of at least {least}, one number or two; received {value!r}")
+    raise ValueError(
+        f"{where}: expected {name} of at least {least}, one number or two below 2**31; received {value!r:.60}"
+    )

@@ -183,7 +183,7 @@ def test_an_input_without_features_is_reported_when_the_net_is_built():
 
 
 def test_impossible_settings_of_a_linear_layer_are_refused():
-    with pytest.raises(ValueError, match=r"^out: expected at least 1 unit; received 0"):
+    with pytest.raises(ValueError, match=r"^out: expected units, a whole number of at least 1, .*; received 0"):
         Linear(0, name="out")
     with pytest.raises(TypeError, match=r"^linear: expected an initializer; received 0\.1"):
         Linear(2, init=0.1)

@@ -337,12 +337,12 @@ def test_an_input_that_is_no_vector_and_no_image_is_reported():
 
 @pytest.mark.parametrize("settings", [{"eps": -1.0}, {"eps": float("nan")}, {"momentum": 1.5}, {"momentum": -0.1}])
 def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ValueError, match=r"^norm: expected eps >= 0 and momentum in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"^norm: expected (a finite eps >= 0|momentum in \[0, 1\]); received"):
         BatchNorm(name="norm", **settings)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("eps", -1.0), ("eps", float("nan")), ("momentum", 5.0)])
 def test_impossible_settings_are_refused_by_the_function_too(setting, value):
     x, vector = np.ones((2, 3)), np.ones(3)
-    with pytest.raises(ValueError, match=r"batchnorm: expected eps >= 0 and momentum in \[0, 1\]; received"):
+    with pytest.raises(ValueError, match=r"^batchnorm: expected (a finite eps >= 0|momentum in \[0, 1\]); received"):
         batchnorm_forward(x, vector, vector, {"mode": "train", setting: value})

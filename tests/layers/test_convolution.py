@@ -93,13 +93,16 @@ def test_a_batch_of_no_images_is_a_batch(kind, dtype):
 @pytest.mark.parametrize(
     ("conv_param", "message"),
     [
-        ({"stride": 0}, "conv: expected a stride of at least 1, one number or two; received 0"),
-        ({"stride": 1.5}, "conv: expected a stride of at least 1, one number or two; received 1.5"),
-        ({"pad": -1}, "conv: expected a pad of at least 0, one number or two; received -1"),
-        ({"dilation": "2"}, "conv: expected a dilation of at least 1, one number or two; received '2'"),
-        ({"stride": (1, 2, 3)}, r"conv: expected a stride of at least 1, one number or two; received \(1, 2, 3\)"),
-        ({"groups": 0}, "conv: expected groups, a whole number of at least 1; received 0"),
-        ({"strides": 1}, "conv: expected stride, pad, dilation and groups; received strides"),
+        ({"stride": 0}, "conv: expected a stride of at least 1, one number or two.*; received 0"),
+        ({"stride": 1.5}, "conv: expected a stride of at least 1, one number or two.*; received 1.5"),
+        ({"pad": -1}, "conv: expected a pad of at least 0, one number or two.*; received -1"),
+        ({"dilation": "2"}, "conv: expected a dilation of at least 1, one number or two.*; received '2'"),
+        (
+            {"stride": (1, 2, 3)},
+            r"conv: expected a stride of at least 1, one number or two.*; received \(1, 2, 3\)",
+        ),
+        ({"groups": 0}, "conv: expected groups, a whole number of at least 1, .*; received 0"),
+        ({"strides": 1}, "conv: expected a dict of stride, pad, dilation and groups; received 'strides'"),
         (
             {"groups": 2},
             r"conv: expected x \(N, C, H, W\) and w .*; received x \(2, 3, 4, 4\), w \(2, 3, 3, 3\) and gr",
@@ -166,13 +169,19 @@ def test_frozen_weights_are_state_and_get_no_gradient(kind, dtype):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Conv(0, 3), "conv: expected filters, a positive multiple of groups 1; received 0"),
-        (lambda: Conv(3, 3, groups=2), "conv: expected filters, a positive multiple of groups 2; received 3"),
-        (lambda: Conv(3, 3, groups=0), "conv: expected groups, a whole number of at least 1; received 0"),
-        (lambda: Conv(3, 0, name="stem"), "stem: expected a kernel of at least 1, one number or two; received 0"),
-        (lambda: Conv(3, 3, stride=0), "conv: expected a stride of at least 1, one number or two; received 0"),
+        (lambda: Conv(0, 3), "conv: expected filters, a whole number of at least 1, .*; received 0"),
+        (lambda: Conv(3, 3, groups=2), "conv: expected filters, a multiple of groups 2; received 3"),
+        (lambda: Conv(3, 3, groups=0), "conv: expected groups, a whole number of at least 1, .*; received 0"),
+        (
+            lambda: Conv(3, 0, name="stem"),
+            "stem: expected a kernel of at least 1, one number or two.*; received 0",
+        ),
+        (lambda: Conv(3, 3, stride=0), "conv: expected a stride of at least 1, one number or two.*; received 0"),
         (lambda: Conv(3, 2, pad="same"), "conv: expected an odd window and a stride of 1 for pad 'same'; received a w"),
-        (lambda: Conv(3, 3, pad="valid"), "conv: expected a pad of at least 0, one number or two; received 'valid'"),
+        (
+            lambda: Conv(3, 3, pad="valid"),
+            "conv: expected a pad of at least 0, one number or two.*; received 'valid'",
+        ),
     ],
 )
 def test_an_impossible_layer_is_refused(make, message):

@@ -121,7 +121,7 @@ def test_shapes_that_do_not_fit_a_groupnorm_are_reported(kind, x, gamma, beta):
 
 @pytest.mark.parametrize("groups", [0, 3, 8, -2])
 def test_groups_that_do_not_divide_the_channels_are_reported(kind, groups):
-    with pytest.raises(ValueError, match=f"^spatial_groupnorm: expected G to divide the 4 channels; received {groups}"):
+    with pytest.raises(ValueError, match=f"^spatial_groupnorm: expected G.*; received {groups}"):
         spatial_groupnorm_forward(kind(np.zeros((2, 4, 3, 3))), kind(np.ones(4)), kind(np.ones(4)), groups, {})
 
 
@@ -189,7 +189,7 @@ def test_impossible_settings_are_refused():
     for layer in (lambda **settings: GroupNorm(2, **settings), LayerNorm, RMSNorm):
         with pytest.raises(ValueError, match=r"^norm: expected a finite eps >= 0; received -1\.0"):
             layer(eps=-1.0, name="norm")
-    with pytest.raises(ValueError, match=r"^groupnorm: expected at least 1 group; received 0"):
+    with pytest.raises(ValueError, match=r"^groupnorm: expected groups, a whole number of at least 1, .*; received 0"):
         GroupNorm(0)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"^groupnorm: expected groups, a whole number .*; received 2\.5"):
         GroupNorm(2.5)

@@ -109,10 +109,10 @@ def test_the_average_of_the_whole_image_and_its_gradient(kind, dtype):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stride": 0}, "expected a stride of at least 1, one number or two; received 0"),
-        ({"pool_height": 0}, r"expected a window of at least 1, one number or two; received \(0, 2\)"),
+        ({"stride": 0}, "expected a stride of at least 1, one number or two.*; received 0"),
+        ({"pool_height": 0}, r"expected a window of at least 1, one number or two.*; received \(0, 2\)"),
         ({"pool_width": 5}, r"expected a window no larger than the padded image \(4, 4\); received \(2, 5\)"),
-        ({"pad": 1}, "expected pool_height, pool_width and stride; received pool_height, pool_width, stride, pad"),
+        ({"pad": 1}, "expected a dict of pool_height, pool_width and stride; received 'pad'"),
     ],
 )
 def test_impossible_settings_are_refused(kind, forward, changes, message):
@@ -175,5 +175,5 @@ def test_images_that_do_not_fit_are_reported_by_the_layer(layer, shape, message)
 
 
 def test_a_window_of_no_size_is_refused():
-    with pytest.raises(ValueError, match="maxpool: expected a window of at least 1, one number or two; received 0"):
+    with pytest.raises(ValueError, match="maxpool: expected a window of at least 1, one number or two.*; received 0"):
         MaxPool(0)

@@ -13,7 +13,7 @@ from xpnn.errors import BackendUnavailable, CheckpointError, SettingError
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Spec, Standardize
 from xpnn.layers.initializers import constant, normal
 from xpnn.losses import softmax_loss, svm_loss
-from xpnn.models import FullyConnectedNet, Model
+from xpnn.models import FullyConnectedNet, Model, ResNet, ThreeLayerConvNet, VisionTransformer
 from xpnn.models.model import best_labels
 from xpnn.optim import Optimizer
 from xpnn.parameters import Parameters
@@ -155,7 +155,7 @@ def test_a_container_of_nothing_is_refused():
 
 
 def test_no_units_are_refused():
-    with pytest.raises(ValueError, match="affine: expected at least 1 unit; received 0"):
+    with pytest.raises(ValueError, match="affine: expected units, a whole number of at least 1, .*; received 0"):
         Affine(0)
 
 
@@ -584,3 +584,29 @@ def test_the_gradients_of_matrices_are_written_straight_into_the_buffer(kind):
     assert returned["affine1.W"] is buffer["W1"]
     assert returned["affine2.W"] is buffer["W2"]
     assert all(not layer.grads for layer in model.net.layers.values())  # lent for the one pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Model(ReLU(), 64), "model: expected input_shape, a tuple such as (3, 32, 32); received 64"),
+        (lambda: Model(ReLU(), "64"), "model: expected input_shape, a tuple such as (3, 32, 32); received '64'"),
+        (lambda: Model(ReLU(), (1, -8, 8)), "model: expected each size of input_shape, a whole number of at least 0"),
+        (lambda: Model(ReLU(), (4.5,)), "model: expected each size of input_shape, a whole number of at least 0"),
+        (lambda: Model(ReLU(), (4,), reg="a"), "model: expected reg, the strength of the penalty, of at least 0; rec"),
+        (lambda: Model(ReLU(), (4,), loss=None), "model: expected loss, a function of scores and targets; received No"),
+        (lambda: Model(ReLU(), (4,), loss="softmax"), "model: expected loss, a function of scores and targets; receiv"),
+        (lambda: Model(ReLU(), (4,)).predict(X, "a"), "predict: expected batch_size, a whole number of at least 1"),
+        (lambda: Model(ReLU(), (4,)).load_state_dict(None), "model: expected a dict of arrays by name; received None"),
+        (lambda: FullyConnectedNet([5], "4"), "model: expected each size of input_shape, a whole number of at least 0"),
+        (lambda: FullyConnectedNet([5], 4, dropout="a"), "dropout: expected p, the probability to drop, in [0, 1); re"),
+        (lambda: ThreeLayerConvNet(filter_size="a"), "ThreeLayerConvNet: expected filter_size, a whole number of at l"),
+        (lambda: ThreeLayerConvNet(5), "model: expected input_shape, a tuple such as (3, 32, 32); received 5"),
+        (lambda: ResNet("a"), "ResNet: expected a depth of 6 n + 2, such as 20 or 56; received 'a'"),
+        (lambda: VisionTransformer(depth="a"), "VisionTransformer: expected depth, a whole number of at least 0"),
+    ],
+)
+def test_an_impossible_argument_is_refused_by_name(make, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        make()
+    assert str(error.value).startswith(message)

@@ -1,5 +1,7 @@
 """Averages of weights over the steps of training."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -221,6 +223,13 @@ def test_a_state_that_does_not_fit_is_refused(kind, damage):
     ("make", "message"),
     [
         (lambda p: EMA(p, 1.0), "EMA: expected decay to be at least 0 and below 1; received 1.0"),
+        (lambda p: EMA(p, "a"), "EMA: expected decay to be at least 0 and below 1; received 'a'"),
+        (lambda p: Lookahead(p, "a"), "Lookahead: expected every to be a whole number of at least 1; received 'a'"),
+        (
+            lambda p: Lookahead(p, math.inf),
+            "Lookahead: expected every to be a whole number of at least 1; received inf",
+        ),
+        (lambda p: Lookahead(p, 5, "a"), "Lookahead: expected decay to be from 0 to 1, or a callable; received 'a'"),
         (lambda p: Lookahead(p, 0), "Lookahead: expected every to be a whole number of at least 1; received 0"),
         (lambda p: Lookahead(p, 1.5), "Lookahead: expected every to be a whole number of at least 1; received 1.5"),
         (lambda p: Lookahead(p, 5, 2), "Lookahead: expected decay to be from 0 to 1, or a callable; received 2"),

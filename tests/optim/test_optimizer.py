@@ -1,6 +1,7 @@
 """A rule applied to a whole model."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_configs_has_an_entry_for_each_parameter_of_its_shape(kind, dtype, rule)
 
 
 def test_configs_are_views_into_the_state(kind, dtype):
-    optimizer = Optimizer(filled(kind, dtype, 0), "sgd_momentum", learning_rate=1.0, momentum=1.0)
+    optimizer = Optimizer(filled(kind, dtype, 0), "sgd_momentum", learning_rate=1.0, momentum=0.0)
     optimizer.configs()["b"]["velocity"][...] = 7.0
     kind.assert_close(optimizer.groups["flat"]["velocity"], [0, 0, 0, 0, 0, 0, 7, 7, 7])
 
@@ -562,18 +563,53 @@ def test_a_model_without_parameters_has_an_optimizer(kind):
         ({"groups": [ParamGroup("*.b", lr=1)]}, r"group '\*.b': adam: expected settings among .*received 'lr'"),
         (
             {"groups": [ParamGroup("*.b", learning_rate="fast")]},
-            r"group '\*.b': adam: expected a number for learning_rate; received 'fast'",
+            r"group '\*.b': adam: expected learning_rate to be a number of at least 0; received 'fast'",
         ),
         ({"groups": [ParamGroup("*.b", "frozen", learning_rate=1)]}, "frozen: expected no settings; .*'learning_rate'"),
         ({"groups": [ParamGroup("norm*", "muon")]}, r"muon: expected .* 2 dimensions; received norm.beta \(3,\)"),
         ({"rule": "muon"}, r"^muon: expected parameters of at least 2 dimensions; received conv1.b \(3,\)"),
         ({"clip_norm": 0}, "Optimizer: expected clip_norm to be a number above 0; received 0"),
+        ({"groups": ["*.b"]}, r"Optimizer: expected groups to be a sequence of ParamGroup; received \['\*.b'\]"),
+        (
+            {"groups": ParamGroup("*.b")},
+            "Optimizer: expected groups to be a sequence of ParamGroup; received ParamGroup",
+        ),
+        ({"clip_norm": math.nan}, "Optimizer: expected clip_norm to be a number above 0; received nan"),
         ({"clip_norm": "x"}, "Optimizer: expected clip_norm to be a number above 0; received 'x'"),
     ],
 )
 def test_what_an_optimizer_cannot_work_with_is_named(kind, kwargs, message):
     with pytest.raises(SettingError, match=message):
         Optimizer(net(kind, "float64", 0), **{"rule": "adam", **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("rule", "setting", "value", "expected"),
+    [
+        ("sgd", "learning_rate", -1, "a number of at least 0"),
+        ("sgd", "learning_rate", math.nan, "a number of at least 0"),
+        ("sgd", "learning_rate", math.inf, "a number of at least 0"),
+        ("sgd", "learning_rate", "0.1", "a number of at least 0"),
+        ("adam", "beta1", 1.0, "a number of at least 0 and below 1"),
+        ("adam", "beta2", -0.1, "a number of at least 0 and below 1"),
+        ("sgd_momentum", "momentum", 1, "a number of at least 0 and below 1"),
+        ("rmsprop", "decay_rate", math.nan, "a number of at least 0 and below 1"),
+        ("rmsprop", "epsilon", -1e-8, "a number of at least 0"),
+        ("adamw", "weight_decay", -1, "a number of at least 0"),
+        ("adam", "t", 1.5, "a whole number of at least 0"),
+        ("adam", "t", math.inf, "a whole number of at least 0"),
+    ],
+)
+def test_an_impossible_setting_is_refused(kind, rule, setting, value, expected):
+    params, message = net(kind, "float64", 0), f"{rule}: expected {setting} to be {expected}; received {value!r}$"
+    with pytest.raises(SettingError, match="^" + message):
+        Optimizer(params, rule, **{setting: value})
+    with pytest.raises(SettingError, match=r"^group '\*.b': " + message):
+        Optimizer(params, "lion", groups=[ParamGroup("*.b", rule, **{setting: value})])
+
+
+def test_a_learning_rate_may_be_zero(kind):
+    assert Optimizer(net(kind, "float64", 0), "adam", learning_rate=0).learning_rate == 0
 
 
 def test_what_a_group_cannot_be_is_named():

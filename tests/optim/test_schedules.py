@@ -126,9 +126,9 @@ def test_get_takes_arguments_after_a_colon(text, same):
         ("piecewise:0=-1", "piecewise: expected factors of at least 0; received .*-1.0"),
         ("piecewise:0=nan", "piecewise: expected factors of at least 0; received .*nan"),
         ("step:", "schedule: expected a text such as 'step:0.5,0.75,factor=0.1'; received 'step:'"),
-        ("step:0.5,0.25", "steps: expected milestones that rise within .0, 1.; received 0.5, 0.25"),
-        ("step:1.5", "steps: expected milestones that rise within .0, 1.; received 1.5"),
-        ("step:factor=0.5", "steps: expected milestones that rise within .0, 1.; received none"),
+        ("step:0.5,0.25", "steps: expected milestones that rise within .0, 1.; received .0.5, 0.25"),
+        ("step:1.5", "steps: expected milestones that rise within .0, 1.; received .1.5"),
+        ("step:factor=0.5", "steps: expected milestones that rise within .0, 1.; received .."),
         ("step:0.5,factor=0", "steps: expected a factor above 0, at most 1; received 0.0"),
         ("step:0.1,0.2,factor=1e200", "steps: expected a factor above 0, at most 1; received 1e.200"),
         ("one-cycle:pek=0.2", "schedule: expected a text such as 'one-cycle:peak=.*; received 'one-cycle:pek=0.2'"),
@@ -144,6 +144,29 @@ def test_get_takes_arguments_after_a_colon(text, same):
 def test_what_is_no_schedule_is_refused(text, message):
     with pytest.raises(SettingError, match=message):
         schedules.get(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.one_cycle(peak="a"), "one-cycle: expected peak to be above 0 and below 1; received 'a'"),
+        (lambda: schedules.one_cycle(end=None), "one-cycle: expected end to be from 0 to 1; received None"),
+        (lambda: schedules.exponential("a"), "exponential: expected final to be above 0, at most 1; received 'a'"),
+        (lambda: schedules.warmup_linear("a"), "warmup-linear: expected warmup to be at least 0 .*; received 'a'"),
+        (lambda: schedules.piecewise([]), r"piecewise: expected points \(progress, factor\); received \[\]"),
+        (lambda: schedules.piecewise(0.5), r"piecewise: expected points \(progress, factor\); received 0.5"),
+        (
+            lambda: schedules.piecewise((0, "a")),
+            r"piecewise: expected points \(progress, factor\); received \(0, 'a'\)",
+        ),
+        (lambda: schedules.steps("a"), "steps: expected milestones that rise within .0, 1.; received 'a'"),
+        (lambda: schedules.steps(0.5), "steps: expected milestones that rise within .0, 1.; received 0.5"),
+        (lambda: schedules.steps([0.5], "a"), "steps: expected a factor above 0, at most 1; received 'a'"),
+    ],
+)
+def test_what_makes_no_schedule_is_refused(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
 
 
 def test_piecewise_needs_points():

@@ -153,8 +153,23 @@ def test_state_dicts_that_do_not_fit_are_refused_and_nothing_changes(kind):
     with pytest.raises(CheckpointError, match=r"received extra\.bias, which the model does not have"):
         model.load_torch_state_dict(state | {"extra.bias": torch.zeros(3)})
     with pytest.raises(
-        CheckpointError, match=r"linear\.weight: expected a shape for linear\.W \(16, 10\); received \(10, 17\)"
+        CheckpointError,
+        match=r"linear\.weight: expected shape \(10, 16\), for linear\.W \(16, 10\); received \(10, 17\)",
     ):
         model.load_torch_state_dict(state | {"linear.weight": torch.zeros(10, 17)})
+    with pytest.raises(
+        CheckpointError, match=r"expected shape \(10, 16\), for linear\.W \(16, 10\); received \(16, 10\)"
+    ):
+        model.load_torch_state_dict(state | {"linear.weight": torch.zeros(16, 10)})
+    for other in (None, [torch.zeros(3)], "weights.pt"):
+        with pytest.raises(TypeError, match="^model: expected a dict of tensors by PyTorch's names; received"):
+            model.load_torch_state_dict(other)
     for name, array in before.items():
         kind.assert_close(model.state_dict()[name], array)
+
+
+def test_weights_in_bfloat16_come_in_exactly(kind):
+    model = ResNet9(width=2, backend=kind.backend, rng=0)
+    state = {name: tensor.bfloat16() for name, tensor in torch_nets.ResNet9(2).state_dict().items()}
+    model.load_torch_state_dict(state)
+    kind.assert_close(model.params["linear.W"], state["linear.weight"].float().numpy().T)

@@ -52,6 +52,36 @@ def test_a_missing_file_is_named(tmp_path):
         checkpoint.load(tmp_path / "none")
 
 
+def test_what_cannot_be_read_is_not_called_missing(tmp_path):
+    with pytest.raises(CheckpointError, match=r": cannot be read \(Is a directory\)"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["header", "arrays"])
+def test_a_flipped_bit_is_noticed(tmp_path, place):
+    checkpoint.save(
+        tmp_path / "c", {"x": np.arange(100.0), "empty": np.zeros((0, 3)), "one": np.ones(())}, {"epoch": 3}
+    )
+    data = bytearray((tmp_path / "c").read_bytes())
+    data[data.index(b"epoch") if place == "header" else -7] ^= 1
+    (tmp_path / "c").write_bytes(data)
+    with pytest.raises(CheckpointError, match="c: expected checksum [0-9a-f]{8}; received [0-9a-f]{8}: .* damaged"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_a_file_without_a_checksum_is_read(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3)}, tmp_path / "old", metadata={"xpnn": '{"format": 1}'})
+    assert checkpoint.load(tmp_path / "old")[1] == {"format": 1}
+
+
+def test_what_cannot_be_written_is_named_and_not_its_temporary_file(tmp_path):
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        checkpoint.save(tmp_path / "nowhere/c", {"x": np.zeros(3)}, {})
+    assert caught.value.filename == str(tmp_path / "nowhere/c")
+
+
 def test_someone_elses_safetensors_file_is_refused(tmp_path):
     from safetensors.numpy import save_file
 

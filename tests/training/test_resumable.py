@@ -64,8 +64,11 @@ def test_a_run_is_resumed_on_another_backend(kind, tmp_path):
         ({"accumulate": 2}, "expected accumulate 2; received 1"),
         ({"reduction": "sum"}, "expected reduction 'sum'; received 'mean'"),
         ({"augment": Mixup(0.5)}, r"expected augment '\[Mixup.alpha=0.5.\]'; received '\[\]'"),
-        ({"model": make_net(use_batchnorm=False)}, "which the model does not have"),
-        ({"model": FullyConnectedNet([9, 8], 6, 3, dropout=0.1, use_batchnorm=True)}, r"W1: expected shape \(6, 9\)"),
+        (
+            {"model": make_net(use_batchnorm=False)},
+            "received model/batchnorm1.running_mean, which this training does not have",
+        ),
+        ({"model": FullyConnectedNet([9, 8], 6, 3, dropout=0.1, use_batchnorm=True)}, r"/W1: expected .*\(6, 9\)"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, changes, message):
@@ -116,6 +119,75 @@ def test_a_checkpoint_that_lost_an_array_is_refused(tmp_path, lost):
         make_solver().resume(tmp_path / "c")
 
 
+@pytest.mark.parametrize("section", ["accumulated", "averaging/average", "best", "model", "optimizer/flat", "other"])
+@pytest.mark.parametrize("change", ["shape", "dtype", "name"])
+def test_a_checkpoint_whose_arrays_do_not_fit_is_refused_and_changes_nothing(tmp_path, section, change):
+    trained = image_solver(average="ema", num_epochs=1, checkpoint_name=str(tmp_path / "run"))
+    trained.train()
+    arrays, meta = checkpoint.load(tmp_path / "run_epoch_1.safetensors")
+    name = {"optimizer/flat": "optimizer/flat/v", "other": "other/x"}.get(section, f"{section}/affine1.W")
+    if change == "name" or section == "other":
+        name = f"{section}/foo.W"
+        arrays[name] = np.zeros(3, np.float32)
+    else:
+        arrays[name] = arrays[name][:1] if change == "shape" else arrays[name].astype(np.float64)
+    checkpoint.save(tmp_path / "c", arrays, meta)
+    solver = image_solver(rng=8, average="ema")
+    before = {name: array.copy() for name, array in solver.arrays().items()}
+    with pytest.raises(CheckpointError, match=f"c: .*{name}"):
+        solver.resume(tmp_path / "c")
+    assert solver.iteration == 0
+    for name, array in solver.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_the_state_of_a_rule_of_the_users_own_is_resumed(tmp_path):
+    def rule(w, dw, config):
+        config["velocity"] = 0.9 * config.get("velocity", 0.0) - 0.01 * dw
+        return w + config["velocity"], config
+
+    straight = make_solver(update_rule=rule, optim_config={}, checkpoint_name=str(tmp_path / "run"))
+    straight.train()
+    rest = make_solver(update_rule=rule, optim_config={})
+    rest.resume(tmp_path / "run_epoch_2.safetensors")
+    rest.train()
+    assert rest.loss_history == straight.loss_history
+
+
+@pytest.mark.parametrize("average", [None, "ema", "lookahead"])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_checkpoint_saved_when_training_has_ended_is_resumed_exactly(kind, tmp_path, average, epochs):
+    straight = image_solver(kind.backend, average=average, use_batchnorm=True, num_epochs=4)
+    straight.train()
+
+    class Interrupt(Callback):
+        def on_epoch(self, solver, metrics):
+            solver.best_val_acc = 1.0  # the last weights are then not the best
+            if metrics["epoch"] == epochs:
+                solver.stop("enough")
+
+    first = image_solver(kind.backend, average=average, use_batchnorm=True, num_epochs=4, callbacks=[Interrupt()])
+    first.train()
+    first.save(tmp_path / "c")
+    rest = image_solver(kind.backend, rng=9, seed=9, average=average, use_batchnorm=True, num_epochs=4)
+    rest.resume(tmp_path / "c")
+    rest.train()
+    assert rest.loss_history == straight.loss_history
+    assert rest.val_acc_history == straight.val_acc_history
+
+
+def test_a_second_train_saves_its_own_weights(tmp_path):
+    solver = make_solver(num_epochs=1)
+    solver.train()
+    solver.callbacks.append(SaveAt(tmp_path / "along", 2))
+    solver.train()
+    solver.save(tmp_path / "after")
+    along, after = (checkpoint.load(tmp_path / name)[0] for name in ("along", "after"))
+    assert along.keys() == after.keys()
+    for name, array in along.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
 def test_a_checkpoint_without_what_training_needs_is_refused_and_changes_nothing(tmp_path):
     solver = make_solver()
     solver.save(tmp_path / "c")
@@ -142,7 +214,7 @@ def test_a_plain_model_of_other_shapes_is_not_resumed(tmp_path):
     solver.train()
     other = CourseModel()
     other.params["W"] = np.zeros((6, 4), np.float32)
-    with pytest.raises(CheckpointError, match=r"expected W of shape \(6, 4\)"):
+    with pytest.raises(CheckpointError, match=r"model/W: expected float32 \(6, 4\); received float32 \(6, 3\)"):
         make_solver(other, update_rule="sgd").resume(tmp_path / "run_epoch_1.safetensors")
 
 
@@ -261,6 +333,6 @@ def test_a_checkpoint_that_lost_an_average_or_a_sum_is_refused_and_changes_nothi
     checkpoint.save(tmp_path / "c", arrays, meta)
     solver = image_solver(rng=8, average="ema")
     before = solver.model.params.flat.copy()
-    with pytest.raises(CheckpointError, match="c: expected the (average's|accumulated gradient of) "):
+    with pytest.raises(CheckpointError, match=f"c: expected {lost}, which it does not have"):
         solver.resume(tmp_path / "c")
     np.testing.assert_array_equal(solver.model.params.flat, before)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from training.solvers import CourseModel, Spy, clouds, make_data, make_net, make_solver
 from xpnn import Model, Solver, backend
 from xpnn.data import load_digits
+from xpnn.data.augmentation import RandomFlip
 from xpnn.errors import SettingError
 from xpnn.layers import Affine, Dropout, ReLU, Sequential
 from xpnn.models import FullyConnectedNet
@@ -218,6 +221,12 @@ def test_early_stopping_waits_as_long_as_it_was_told():
     assert solver.stop_reason == "validation accuracy has not risen for 3 epochs"
 
 
+@pytest.mark.parametrize("patience", [0, 1.5, "a"])
+def test_a_patience_is_a_whole_number_of_epochs(patience):
+    with pytest.raises(SettingError, match="EarlyStopping: expected patience, a whole number of at least 1"):
+        EarlyStopping(patience)
+
+
 def test_a_nan_stops_before_the_update_and_names_iteration_and_layer():
     net = Model(Sequential(Affine(5), ReLU(), Affine(3)), (6,), rng=0)
     solver = make_solver(net)
@@ -233,6 +242,43 @@ def test_a_nan_stops_before_the_update_and_names_iteration_and_layer():
     assert solver.diverged
     assert solver.iteration == 5
     assert all(np.isfinite(w).all() for w in net.params.values())  # the best ones, put back
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's
+@pytest.mark.parametrize("make", [make_net, CourseModel])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_nan_among_the_data_is_not_laid_at_a_layers_door(make, value):
+    data = make_data()
+    data["X_train"][:, 2] = value
+    solver = Solver(make(), data, num_epochs=1, verbose=False)
+    with pytest.warns(RuntimeWarning, match="the loss is nan at iteration 1: the data hold NaN or infinity; training"):
+        solver.train()
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored():
+    solver = make_solver(num_epochs=1)
+
+    class Interrupt(Callback):
+        def on_iteration(self, solver):
+            signal.raise_signal(signal.SIGINT)
+
+    solver.callbacks.append(Interrupt())
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        solver.train()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert (solver.epoch, solver.stop_reason) == (1, "")
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_training(tmp_path, monkeypatch):
+    def refuse(**kwargs):
+        raise PermissionError(13, "Permission denied", "temporary")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(SettingError, match=r"checkpoint_name in a folder .*/run' \(Permission denied\)$"):
+        make_solver(checkpoint_name=str(tmp_path / "run"))
 
 
 def test_train_takes_an_interrupted_run_up_again():
@@ -440,8 +486,22 @@ def test_a_data_set_will_do_for_its_arrays():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"optim_config": {"learning_rate": "fast"}}, "adam: expected a number for learning_rate; received 'fast'"),
-        ({"checkpoint_name": "nowhere/run"}, "checkpoint_name in a folder that exists; received 'nowhere/run'"),
+        (
+            {"optim_config": {"learning_rate": "fast"}},
+            "adam: expected learning_rate to be a number of at least 0; .*'fast'",
+        ),
+        ({"optim_config": [1]}, r"Solver: expected optim_config to be a dict of settings; received \[1\]"),
+        ({"optim_config": {1: 2}}, "Solver: expected optim_config to be a dict of settings; received {1: 2}"),
+        ({"param_groups": ["*.b"]}, r"expected groups to be a sequence of ParamGroup; received \['\*.b'\]"),
+        ({"callbacks": [3]}, r"Solver: expected callbacks to be a sequence of Callback; received \[3\]"),
+        ({"callbacks": Callback()}, "Solver: expected callbacks to be a sequence of Callback; received <"),
+        ({"augment": RandomFlip}, r"Solver: expected augment to be made, as in RandomFlip\(\); received the class"),
+        ({"augment": [RandomFlip]}, r"Solver: expected augment to be made, as in RandomFlip\(\); received the class"),
+        ({"lr_decay": "a"}, "Solver: expected lr_decay to be a number above 0; received 'a'"),
+        ({"lr_decay": 0}, "Solver: expected lr_decay to be a number above 0; received 0"),
+        ({"lr_decay": math.nan}, "Solver: expected lr_decay to be a number above 0; received nan"),
+        ({"drop_last": "no"}, "Solver: expected drop_last to be True or False; received 'no'"),
+        ({"checkpoint_name": "nowhere/run"}, "checkpoint_name in a folder .* be written to; .*'nowhere/run' .No such"),
         ({"model": object()}, "expected a model with a dict of params; received object"),
         ({"batch_size": None}, "expected batch_size to be a whole number of at least 1; received None"),
     ],

@@ -3,6 +3,7 @@
 import math
 
 from xpnn import special
+from xpnn.arguments import check_number
 from xpnn.backend import Array, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers.layer import Cache, Layer, check_dout
@@ -113,9 +114,7 @@ def leaky_relu_backward(dout: Array, cache: Cache) -> Array:
 
 
 def _check_slope(where: str, slope: float) -> float:
-    if not 0 <= slope < math.inf:
-        raise ValueError(f"{where}: expected a finite negative_slope of at least 0; received {slope!r}")
-    return float(slope)
+    return check_number(where, "a finite negative_slope of at least 0", slope, lambda number: number >= 0)
 
 
 def sigmoid_forward(x: Array) -> tuple[Array, Cache]:

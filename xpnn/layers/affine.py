@@ -1,9 +1,9 @@
 """The affine, or fully connected, layer: of whole examples, and of the last axis."""
 
 import math
-import operator
 from typing import ClassVar
 
+from xpnn.arguments import check_flag, check_whole
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
@@ -168,12 +168,8 @@ class Affine(Layer):
 
     def __init__(self, units: int, init: Initializer = initializers.kaiming, name: str = "") -> None:
         super().__init__(name)
-        self.units = operator.index(units)
-        if units < 1:
-            raise ValueError(f"{name or 'affine'}: expected at least 1 unit; received {units}")
-        if not callable(init):
-            raise TypeError(f"{name or 'affine'}: expected units and an initializer; received {units!r} and {init!r}")
-        self.init = init
+        where = name or "affine"
+        self.units, self.init = check_whole(where, "units", units), check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (self.units,)
@@ -217,10 +213,9 @@ class Linear(Layer):
         self, units: int, *, bias: bool = True, init: Initializer = initializers.kaiming, name: str = ""
     ) -> None:
         super().__init__(name)
-        self.units = operator.index(units)
-        if units < 1:
-            raise ValueError(f"{name or 'linear'}: expected at least 1 unit; received {units}")
-        self.bias, self.init = bool(bias), check_init(name or "linear", init)
+        where = name or "linear"
+        self.units, self.bias = check_whole(where, "units", units), check_flag(where, "bias", bias)
+        self.init = check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) < 1 or input_shape[-1] < 1:

@@ -1,9 +1,9 @@
 """Attention: of queries to keys, and of the tokens of an example to each other."""
 
 import math
-import operator
 from typing import ClassVar
 
+from xpnn.arguments import check_flag, check_whole
 from xpnn.backend import Array, Shape, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.affine import linear_backward, linear_forward, linear_param_grads
@@ -136,7 +136,7 @@ def multihead_attention_forward(
             "multihead_attention: expected x (N, T, D) of at least one token, w_qkv (D, 3 D), b_qkv (3 D,), "
             f"w_out (D, D) and b_out (D,); received {shapes}"
         )
-    if not 1 <= operator.index(num_heads) <= d or d % num_heads:
+    if d % check_whole("multihead_attention", "num_heads", num_heads):
         raise ValueError(f"multihead_attention: expected num_heads to divide {d} features; received {num_heads}")
     n, t, _ = x.shape
     qkv, in_cache = linear_forward(x, w_qkv, b_qkv)
@@ -208,10 +208,8 @@ class MultiHeadAttention(Layer):
     ) -> None:
         super().__init__(name)
         where = name or "multiheadattention"
-        self.heads = operator.index(heads)
-        if heads < 1:
-            raise ValueError(f"{where}: expected at least 1 head; received {heads}")
-        self.causal, self.init = bool(causal), check_init(where, init)
+        self.heads, self.causal = check_whole(where, "heads", heads), check_flag(where, "causal", causal)
+        self.init = check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 2 or 0 in input_shape or input_shape[1] % self.heads:

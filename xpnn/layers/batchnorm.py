@@ -1,15 +1,15 @@
 """Batch normalization, of vectors and of images."""
 
-import math
 from typing import Any, ClassVar
 
+from xpnn.arguments import check_flag, check_keys, check_number
 from xpnn.backend import Array, Shape, library_of, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
 from xpnn.layers.rows import add_rows, images, pixels
 
-RUNNING = ("running_mean", "running_var")
+SETTINGS, RUNNING = ("mode", "eps", "momentum", "unbiased"), ("running_mean", "running_var")
 
 
 def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
@@ -39,8 +39,8 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        For another mode, an eps below 0, a momentum outside [0, 1], too few examples to take statistics of, or shapes
-        that do not fit.
+        For another mode or key, an eps below 0, a momentum outside [0, 1], too few examples to take statistics of, or
+        shapes that do not fit.
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
     """
@@ -50,6 +50,7 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
             "batchnorm: expected x (N, D), gamma (D,) and beta (D,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
+    check_keys("batchnorm", bn_param, *SETTINGS, *RUNNING, private=("gamma", "beta"))
     eps, momentum = _check_settings("batchnorm", bn_param.get("eps", 1e-5), bn_param.get("momentum", 0.9))
     mode, unbiased, n = bn_param.get("mode"), bool(bn_param.get("unbiased", False)), x.shape[0]
     if mode not in ("train", "test"):
@@ -80,9 +81,8 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
 
 
 def _check_settings(where: str, eps: float, momentum: float) -> tuple[float, float]:
-    if not 0 <= eps < math.inf or not 0 <= momentum <= 1:
-        raise ValueError(f"{where}: expected eps >= 0 and momentum in [0, 1]; received {eps!r} and {momentum!r}")
-    return float(eps), float(momentum)
+    eps = check_number(where, "a finite eps >= 0", eps, lambda number: number >= 0)
+    return eps, check_number(where, "momentum in [0, 1]", momentum, lambda number: 0 <= number <= 1)
 
 
 def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -168,7 +168,7 @@ def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dic
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        For another mode, an eps below 0, a momentum outside [0, 1], too few pixels, or shapes that do not fit.
+        For another mode or key, an eps below 0, a momentum outside [0, 1], too few pixels, or shapes that do not fit.
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, section 3.2.
     """
@@ -246,9 +246,11 @@ class BatchNorm(Layer):
         name: str = "",
     ) -> None:
         super().__init__(name)
-        _check_settings(name or "batchnorm", eps, momentum)
-        self.learned = {"gamma": bool(scale), "beta": bool(center)}
-        self.bn_param: dict[str, Any] = {"mode": "train", "eps": eps, "momentum": momentum, "unbiased": bool(unbiased)}
+        where = name or "batchnorm"
+        _check_settings(where, eps, momentum)
+        unbiased = check_flag(where, "unbiased", unbiased)
+        self.learned = {"gamma": check_flag(where, "scale", scale), "beta": check_flag(where, "center", center)}
+        self.bn_param: dict[str, Any] = {"mode": "train", "eps": eps, "momentum": momentum, "unbiased": unbiased}
         self.state = self.bn_param
 
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -1,10 +1,10 @@
 """Convolution of images: as in every library of the field, a cross-correlation."""
 
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from xpnn.arguments import check_flag, check_keys, check_whole
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
@@ -44,9 +44,8 @@ def conv_forward(x: Array, w: Array, b: Array | None, conv_param: Mapping[str, A
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998; UCLA ECE C147, homework 5.
     """
     one_kind("conv", x=x, w=w, **({} if b is None else {"b": b}))
-    if unknown := conv_param.keys() - {"stride", "pad", "dilation", "groups"}:
-        raise ValueError(f"conv: expected stride, pad, dilation and groups; received {', '.join(sorted(unknown))}")
-    groups = _check_groups("conv", conv_param.get("groups", 1))
+    check_keys("conv", conv_param, "stride", "pad", "dilation", "groups")
+    groups = check_whole("conv", "groups", conv_param.get("groups", 1))
     if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups or 0 in w.shape:
         raise ValueError(
             "conv: expected x (N, C, H, W) and w (F, C / groups, KH, KW), F a multiple of groups; "
@@ -162,15 +161,6 @@ def _window(where: str, size: Pair, conv_param: Mapping[str, Any]) -> Window:
     )
 
 
-def _check_groups(where: str, groups: Any) -> int:
-    try:
-        if operator.index(groups) >= 1:
-            return operator.index(groups)
-    except TypeError:
-        pass
-    raise ValueError(f"{where}: expected groups, a whole number of at least 1; received {groups!r}")
-
-
 # The course has several implementations to compare; here there is one, and it is the fast one.
 conv_forward_naive = conv_forward_fast = conv_forward_im2col = conv_forward_strides = conv_forward
 conv_backward_naive = conv_backward_fast = conv_backward_im2col = conv_backward_strides = conv_backward
@@ -216,10 +206,10 @@ class Conv(Layer):
     ) -> None:
         super().__init__(name)
         where = name or "conv"
-        self.filters, self.groups = operator.index(filters), _check_groups(where, groups)
-        if self.filters < 1 or self.filters % groups:
-            raise ValueError(f"{where}: expected filters, a positive multiple of groups {groups}; received {filters}")
-        same = pad == "same"
+        self.filters, self.groups = check_whole(where, "filters", filters), check_whole(where, "groups", groups)
+        if self.filters % groups:
+            raise ValueError(f"{where}: expected filters, a multiple of groups {groups}; received {filters}")
+        same = isinstance(pad, str) and pad == "same"
         param = {"stride": stride, "dilation": dilation, "pad": 0 if same else pad}
         self.window = _window(where, as_pair(where, "a kernel", kernel, 1), param)
         if same:
@@ -231,7 +221,8 @@ class Conv(Layer):
                 )
             self.window = self.window._replace(pad=(high // 2, wide // 2))
         self.init, self.bias_init = check_init(where, init), check_init(where, bias_init)
-        self.bias, self.train_weights = bias, train_weights
+        self.bias = check_flag(where, "bias", bias)
+        self.train_weights = check_flag(where, "train_weights", train_weights)
 
     def _w_spec(self, input_shape: Shape) -> Spec:
         return Spec((self.filters, input_shape[0] // self.groups, *self.window.size), self.init, decay=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xpnn import backend as backends
+from xpnn.arguments import check_keys, check_number
 from xpnn.backend import Array, one_kind
 from xpnn.layers.layer import Cache, Layer, check_dout
 from xpnn.random import DROPOUT, Generator, as_generator
@@ -31,14 +32,12 @@ def dropout_forward(x: Array, dropout_param: Mapping[str, Any]) -> tuple[Array, 
     TypeError
         When x holds no floating-point numbers.
     ValueError
-        For p outside [0, 1) or another mode.
+        For p outside [0, 1), another mode or another key.
 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 2014.
     """
     one_kind("dropout", x=x)
-    p, mode = dropout_param.get("p"), dropout_param.get("mode")
-    if p is None or not 0 <= p < 1:
-        raise ValueError(f"dropout: expected p, the probability to drop, in [0, 1); received {p!r}")
+    p, mode = _check_param("dropout", dropout_param), dropout_param.get("mode")
     if mode not in ("train", "test"):
         raise ValueError(f"dropout: expected mode 'train' or 'test'; received {mode!r}")
     if mode == "test" or p == 0:
@@ -67,6 +66,13 @@ def dropout_backward(dout: Array, cache: Cache) -> Array:
     return dout * cache
 
 
+def _check_param(where: str, dropout_param: Mapping[str, Any]) -> float:
+    """Return p."""
+    check_keys(where, dropout_param, "p", "mode", "seed", "rng")
+    expected = "p, the probability to drop, in [0, 1)"
+    return check_number(where, expected, dropout_param.get("p"), lambda p: 0 <= p < 1)
+
+
 def _generator(dropout_param: Mapping[str, Any]) -> Generator:
     seed = dropout_param.get("seed")
     return Generator(seed, DROPOUT) if seed is not None else as_generator(dropout_param.get("rng"), DROPOUT)
@@ -87,12 +93,8 @@ class Dropout(Layer):
 
     def __init__(self, p: float = 0.5, dropout_param: dict[str, Any] | None = None, name: str = "") -> None:
         super().__init__(name)
-        self.dropout_param: dict[str, Any] = (
-            {"p": float(p), "mode": "train"} if dropout_param is None else dropout_param
-        )
-        p = self.dropout_param.get("p", -1)
-        if not 0 <= p < 1:
-            raise ValueError(f"{name or 'dropout'}: expected p, the probability to drop, in [0, 1); received {p!r}")
+        self.dropout_param: dict[str, Any] = {"p": p, "mode": "train"} if dropout_param is None else dropout_param
+        _check_param(name or "dropout", self.dropout_param)
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         self.dropout_param["mode"] = "train" if train else "test"

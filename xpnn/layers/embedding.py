@@ -1,10 +1,10 @@
 """Tokens: embeddings of indices, of patches and of positions, and their mean."""
 
 import math
-import operator
 from typing import ClassVar
 
 from xpnn import backend as backends
+from xpnn.arguments import check_whole
 from xpnn.backend import Array, Shape, describe, dtype_name, is_array, is_integer, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.affine import linear_forward, linear_input_grad, linear_param_grads
@@ -285,9 +285,8 @@ class Embedding(Layer):
     ) -> None:
         super().__init__(name)
         where = name or "embedding"
-        self.num_embeddings, self.dim = operator.index(num_embeddings), operator.index(dim)
-        if num_embeddings < 1 or dim < 1:
-            raise ValueError(f"{where}: expected at least 1 embedding and 1 feature; received {num_embeddings}, {dim}")
+        self.num_embeddings = check_whole(where, "num_embeddings", num_embeddings)
+        self.dim = check_whole(where, "dim", dim)
         self.init = check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -353,9 +352,7 @@ class PatchEmbedding(Layer):
     def __init__(self, size: int, dim: int, *, init: Initializer = initializers.small_normal, name: str = "") -> None:
         super().__init__(name)
         where = name or "patchembedding"
-        self.size, self.dim = operator.index(size), operator.index(dim)
-        if size < 1 or dim < 1:
-            raise ValueError(f"{where}: expected a size and features of at least 1; received {size} and {dim}")
+        self.size, self.dim = check_whole(where, "size", size), check_whole(where, "dim", dim)
         self.init = check_init(where, init)
 
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from xpnn.arguments import check_number
 from xpnn.backend import Array, Backend, Shape, describe, get, is_array, to_numpy
 from xpnn.layers.layer import Initializer
 from xpnn.random import Generator
@@ -50,9 +51,8 @@ ones = constant(1.0)
 
 def normal(std: float) -> Initializer:
     """N(0, std²), the course's ``weight_scale``."""
-    if not 0 <= std < math.inf:
-        raise ValueError(f"normal: expected a standard deviation of at least 0; received {std!r}")
-    return partial(_normal, float(std))
+    expected = "a standard deviation of at least 0"
+    return partial(_normal, check_number("normal", expected, std, lambda number: number >= 0))
 
 
 def _normal(std: float, rng: Generator, shape: Shape, dtype: Any, backend: Backend) -> Array:
@@ -196,6 +196,4 @@ def _patch_covariance(images: np.ndarray, patch: Shape, batch: int = 100) -> np.
 
 
 def _positive(where: str, what: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{where}: expected {what} above 0; received {value!r}")
-    return float(value)
+    return check_number(where, f"{what} above 0", value, lambda number: number > 0)

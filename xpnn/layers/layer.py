@@ -72,6 +72,8 @@ class Layer:
     torch_batched: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, name: str = "") -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"{type(self).__name__.lower()}: expected name, a string; received {name!r:.60}")
         self.name = self.path = name
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
@@ -117,11 +119,11 @@ class Layer:
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         """Return the output for a batch, and what `backward` needs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: expected a method forward; the class has none")
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return the gradient of the loss by the input, and by each parameter.
 
         Without `input_grad` the first may be None: nobody needs the gradient by the images.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: expected a method backward; the class has none")

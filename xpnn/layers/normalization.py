@@ -1,10 +1,10 @@
 """Normalization of each example by itself: layer, group and root-mean-square normalization."""
 
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from xpnn.arguments import check_keys, check_number, check_whole
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
@@ -21,7 +21,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Mapping[str
     gamma, beta : array (D,)
         Scale and shift.
     ln_param : dict
-        ``eps`` (1e-5).
+        ``eps`` (1e-5); ``mode``, which changes nothing, for a dict shared with batch norm.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Mapping[str
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        When the shapes do not fit, or eps is negative or not finite.
+        When the shapes do not fit, eps is negative or not finite, or a key is unknown.
 
     Source: Ba, Kiros and Hinton, "Layer normalization", 2016.
     """
@@ -89,7 +89,7 @@ def spatial_groupnorm_forward(
     G : int
         The number of groups of C / G channels that follow each other.
     gn_param : dict
-        ``eps`` (1e-5).
+        ``eps`` (1e-5); ``mode``, which changes nothing, for a dict shared with batch norm.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def spatial_groupnorm_forward(
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        When the shapes do not fit, G does not divide C, or eps is negative or not finite.
+        When the shapes do not fit, G does not divide C, eps is negative or not finite, or a key is unknown.
 
     Source: Wu and He, "Group normalization", ECCV 2018.
     """
@@ -114,7 +114,7 @@ def spatial_groupnorm_forward(
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
     n, c, h, w = x.shape
-    if not 1 <= operator.index(G) <= c or c % G:
+    if c % check_whole("spatial_groupnorm", "G", G):
         raise ValueError(f"spatial_groupnorm: expected G to divide the {c} channels; received {G!r}")
     groups = xp.reshape(pixels(x), (n, h * w, G, c // G))
     x_hat, inv_std = _standardize(groups, (1, 3), _eps("spatial_groupnorm", gn_param))
@@ -158,7 +158,7 @@ def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tup
     gamma : array (D,)
         Scale.
     rms_param : dict
-        ``eps`` (1e-5).
+        ``eps`` (1e-5); ``mode``, which changes nothing, for a dict shared with batch norm.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tup
     TypeError
         When the arrays are of different kinds or hold no floating-point numbers.
     ValueError
-        When the shapes do not fit, or eps is negative or not finite.
+        When the shapes do not fit, eps is negative or not finite, or a key is unknown.
 
     Source: Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019.
     """
@@ -214,13 +214,12 @@ def rmsnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array]:
 
 
 def _eps(where: str, param: Mapping[str, Any]) -> float:
+    check_keys(where, param, "eps", "mode")
     return _check_eps(where, param.get("eps", 1e-5))
 
 
 def _check_eps(where: str, eps: float) -> float:
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{where}: expected a finite eps >= 0; received {eps!r}")
-    return float(eps)
+    return check_number(where, "a finite eps >= 0", eps, lambda number: number >= 0)
 
 
 def _standardize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array]:
@@ -291,10 +290,8 @@ class GroupNorm(Layer):
 
     def __init__(self, groups: int, *, eps: float = 1e-5, name: str = "") -> None:
         super().__init__(name)
-        self.groups = operator.index(groups)
-        if groups < 1:
-            raise ValueError(f"{name or 'groupnorm'}: expected at least 1 group; received {groups}")
-        self.gn_param = {"eps": _check_eps(name or "groupnorm", eps)}
+        where = name or "groupnorm"
+        self.groups, self.gn_param = check_whole(where, "groups", groups), {"eps": _check_eps(where, eps)}
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 3 or math.prod(input_shape) == 0 or input_shape[0] % self.groups:

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from xpnn import backend as backends
+from xpnn.arguments import check_keys
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers.layer import Cache, Layer, check_dout
 from xpnn.windows import Pair, Window, as_pair
+
+POOL_KEYS = ("pool_height", "pool_width", "stride")
 
 
 def max_pool_forward(x: Array, pool_param: Mapping[str, Any]) -> tuple[Array, Cache]:
@@ -182,9 +185,9 @@ def _checked_window(where: str, x: Array, pool_param: Mapping[str, Any]) -> Wind
     one_kind(where, x=x)
     if x.ndim != 4:
         raise ValueError(f"{where}: expected x (N, C, H, W); received x {tuple(x.shape)}")
-    if pool_param.keys() != {"pool_height", "pool_width", "stride"}:
-        received = ", ".join(pool_param) or "nothing"
-        raise ValueError(f"{where}: expected pool_height, pool_width and stride; received {received}")
+    check_keys(where, pool_param, *POOL_KEYS)
+    if missing := [key for key in POOL_KEYS if key not in pool_param]:
+        raise ValueError(f"{where}: expected {missing[0]}; received {', '.join(pool_param) or 'nothing'}")
     size = as_pair(where, "a window", (pool_param["pool_height"], pool_param["pool_width"]), 1)
     window = Window(size, as_pair(where, "a stride", pool_param["stride"], 1))
     window.check(where, tuple(x.shape[2:]))

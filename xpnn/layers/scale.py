@@ -1,8 +1,7 @@
 """Multiplication by a fixed number."""
 
-import math
-
 from xpnn import backend as backends
+from xpnn.arguments import check_number
 from xpnn.backend import Array, one_kind
 from xpnn.layers.layer import Cache, Layer, check_dout
 
@@ -55,9 +54,7 @@ def scale_backward(dout: Array, cache: Cache) -> Array:
 
 
 def _check_factor(where: str, factor: float) -> float:
-    if not math.isfinite(factor):
-        raise ValueError(f"{where}: expected a finite factor; received {factor!r}")
-    return float(factor)  # a scalar of NumPy would make float32 float64
+    return check_number(where, "a finite factor", factor)
 
 
 class Scale(Layer):

@@ -1,6 +1,9 @@
 """Standardizing by fixed statistics of the data."""
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from xpnn.backend import Array, Shape, to_numpy
 from xpnn.layers import initializers
@@ -12,6 +15,12 @@ Standardization = tuple[Array | float, Array | float | None]  # mean and std, wh
 def standardizing(statistics: Standardization | None) -> list[Layer]:
     """Return the first layers of a net that takes raw images: `Standardize`, or none without statistics."""
     return [] if statistics is None else [Standardize(*statistics)]
+
+
+def _check_numbers(where: str, expected: str, value: Any, accepts: Callable[[Any], Any]) -> None:
+    numbers = to_numpy(value)
+    if numbers.dtype.kind not in "biuf" or not np.all(accepts(numbers)):
+        raise ValueError(f"{where}: expected {expected}; received {value!r:.60}")
 
 
 class Standardize(Layer):
@@ -29,6 +38,10 @@ class Standardize(Layer):
 
     def __init__(self, mean: Any = 0.0, std: Any = None, name: str = "") -> None:
         super().__init__(name)
+        where = name or "standardize"
+        _check_numbers(where, "mean, finite numbers", mean, np.isfinite)
+        if std is not None:
+            _check_numbers(where, "std, numbers above 0", std, lambda numbers: np.isfinite(numbers) & (numbers > 0))
         self.statistics = {"mean": mean} if std is None else {"mean": mean, "std": std}
 
     def output_shape(self, input_shape: Shape) -> Shape:

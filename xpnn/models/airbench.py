@@ -70,7 +70,7 @@ class Airbench(Model):
             Linear(num_classes, bias=False, init=_unit_std, name="head"),
             Scale(1.0 / max(widths[-1] * height * width, 1)),
         )
-        super().__init__(net, tuple(input_dim), **options)
+        super().__init__(net, input_dim, **options)
 
     def torch_key(self, key: str) -> str:
         return key.replace("block", "layers.")

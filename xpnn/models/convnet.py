@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from xpnn.arguments import check_flag, check_whole
 from xpnn.backend import Backend, Shape
 from xpnn.layers import Affine, BatchNorm, Conv, MaxPool, ReLU, Sequential
 from xpnn.layers.initializers import kaiming, normal
@@ -58,7 +59,8 @@ class ThreeLayerConvNet(CourseModel):
         rng: Generator | int | None = None,
         standardize: Standardization | None = None,
     ) -> None:
-        self.use_batchnorm = use_batchnorm
+        check_whole("ThreeLayerConvNet", "filter_size", filter_size)
+        self.use_batchnorm = check_flag("ThreeLayerConvNet", "use_batchnorm", use_batchnorm)
         init = kaiming if weight_scale is None else normal(weight_scale)
         layers = standardizing(standardize)
         layers.append(Conv(num_filters, filter_size, pad=(filter_size - 1) // 2, init=init, name="conv1"))
@@ -69,4 +71,4 @@ class ThreeLayerConvNet(CourseModel):
             layers.append(BatchNorm(name="batchnorm2"))
         layers += [ReLU(), Affine(num_classes, init, name="affine3")]
         self.bn_params = [layer.bn_param for layer in layers if isinstance(layer, BatchNorm)]
-        super().__init__(Sequential(*layers), tuple(input_dim), reg=reg, dtype=dtype, backend=backend, rng=rng)
+        super().__init__(Sequential(*layers), input_dim, reg=reg, dtype=dtype, backend=backend, rng=rng)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from xpnn.arguments import check_flag
 from xpnn.backend import Backend
 from xpnn.layers import Affine, BatchNorm, Dropout, ReLU, Sequential
 from xpnn.layers.initializers import kaiming, normal
@@ -74,10 +75,10 @@ class FullyConnectedNet(CourseModel):
     ) -> None:
         if not isinstance(hidden_dims, Iterable):
             raise TypeError(f"FullyConnectedNet: expected a sequence of sizes hidden_dims; received {hidden_dims!r}")
-        self.use_batchnorm = use_batchnorm
+        self.use_batchnorm = check_flag("FullyConnectedNet", "use_batchnorm", use_batchnorm)
         self.use_dropout = dropout != 0
         self.num_layers = len(hidden_dims) + 1
-        self.dropout_param: dict[str, Any] = {"mode": "train", "p": float(dropout)} if self.use_dropout else {}
+        self.dropout_param: dict[str, Any] = {"mode": "train", "p": dropout} if self.use_dropout else {}
         if self.use_dropout and seed is not None:
             self.dropout_param["seed"] = seed
         init = kaiming if weight_scale is None else normal(weight_scale)

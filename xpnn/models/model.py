@@ -1,11 +1,11 @@
 """A net, its parameters in one buffer, and a loss: what the Solver trains."""
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from xpnn import backend as backends
+from xpnn.arguments import check_number, check_whole
 from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_integer, is_real
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.layers import Layer, softmax_loss
@@ -66,11 +66,14 @@ class Model:
         self.net = net
         if not isinstance(net, Layer):
             raise TypeError(f"model: expected a Layer; received {describe(net)}")
-        self.input_shape = tuple(operator.index(size) for size in input_shape)
+        if not isinstance(input_shape, tuple | list):
+            raise TypeError(f"model: expected input_shape, a tuple such as (3, 32, 32); received {input_shape!r:.60}")
+        self.input_shape = tuple(check_whole("model", "each size of input_shape", size, 0) for size in input_shape)
+        if not callable(loss):
+            raise TypeError(f"model: expected loss, a function of scores and targets; received {loss!r:.60}")
         self.loss_function = loss
-        self.reg = float(reg)
-        if not 0 <= self.reg < math.inf:
-            raise SettingError(f"model: expected reg, the strength of the penalty, of at least 0; received {reg!r}")
+        expected = "reg, the strength of the penalty, of at least 0"
+        self.reg = check_number("model", expected, reg, lambda number: number >= 0)
         self.backend = backends.get(backend).require()
         self.output_shape = net.output_shape(self.input_shape)
         dtype = dtype_name(dtype)
@@ -222,8 +225,7 @@ class Model:
 
     def predict(self, X: Array, batch_size: int = 1000) -> Array:
         """Return the label with the highest score for each example."""
-        if batch_size < 1:
-            raise ValueError(f"predict: expected a batch_size of at least 1; received {batch_size}")
+        check_whole("predict", "batch_size", batch_size)
         if not is_array(X):
             raise TypeError(f"predict: expected an array; received {describe(X)}")
         return best_labels(self.loss, X, batch_size, self.backend)
@@ -252,6 +254,8 @@ class Model:
         CheckpointError
             When a name is missing or not known, or a shape differs.
         """
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"model: expected a dict of arrays by name; received {describe(arrays)}")
         own = self.state_dict()
         if missing := own.keys() - arrays.keys():
             raise CheckpointError(f"expected {', '.join(sorted(missing))}, which the checkpoint does not have")
@@ -263,8 +267,8 @@ class Model:
                 new[name] = self.backend.asarray(array, self.dtype, copy=True)
             except (TypeError, ValueError) as error:
                 raise CheckpointError(f"{name}: expected numbers; received others ({error})") from None
-            if tuple(array.shape) != tuple(own[name].shape):
-                expected, received = tuple(own[name].shape), tuple(array.shape)
+            if new[name].shape != own[name].shape:
+                expected, received = tuple(own[name].shape), tuple(new[name].shape)
                 raise CheckpointError(f"{name}: expected shape {expected}; received {received}")
         return new
 

@@ -62,8 +62,8 @@ class ResNet(Model):
         standardize: Standardization | None = None,
         **options: Any,
     ) -> None:
-        if depth < 8 or (depth - 2) % 6:
-            raise SettingError(f"ResNet: expected a depth of 6 n + 2, such as 20 or 56; received {depth}")
+        if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
+            raise SettingError(f"ResNet: expected a depth of 6 n + 2, such as 20 or 56; received {depth!r}")
         layers = standardizing(standardize)
         layers += [_conv(widths[0], 3, name="conv1"), _batchnorm("bn1"), ReLU()]
         channels = widths[0]
@@ -75,7 +75,7 @@ class ResNet(Model):
                 channels = width
             layers.append(Sequential(*blocks, name=f"layer{stage}"))
         layers += [GlobalAvgPool(), Linear(num_classes, name="fc")]
-        super().__init__(Sequential(*layers), tuple(input_dim), **options)
+        super().__init__(Sequential(*layers), input_dim, **options)
 
     def torch_key(self, key: str) -> str:
         key = re.sub(r"block(\d+)", lambda match: str(int(match[1]) - 1), key)
@@ -143,7 +143,7 @@ class ResNet9(Model):
             Linear(num_classes, bias=False, name="linear"),
             Scale(0.125),
         ]
-        super().__init__(Sequential(*layers), tuple(input_dim), **options)
+        super().__init__(Sequential(*layers), input_dim, **options)
 
 
 def _conv_bn_relu(filters: int, number: str = "") -> list[Layer]:

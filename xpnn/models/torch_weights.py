@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn import backend as backends
-from xpnn.backend import Array, to_numpy
+from xpnn.backend import Array, describe, to_numpy
 from xpnn.errors import CheckpointError
 from xpnn.layers import Layer
 
@@ -50,21 +50,20 @@ def load_torch_state_dict(model: "Model", state: Mapping[str, Array]) -> None:
     CheckpointError
         When a name is missing or not known, or a shape differs; the model is then unchanged.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"model: expected a dict of tensors by PyTorch's names; received {describe(state)}")
     own, taken = model.state_dict(), {}
     unknown = {key for key in state if not key.endswith(COUNTER)}
     for name, key, layer, param in _entries(model):
         if key not in state:
             raise CheckpointError(f"expected {key}, for {name}; the state dict does not have it")
         unknown.discard(key)
-        array = to_numpy(state[key])
-        if param in layer.torch_batched and array.shape[:1] == (1,):
-            array = array[0]
-        if param in layer.torch_transposed and array.ndim == 2:
-            array = array.T
-        if array.shape != tuple(own[name].shape):
-            received = tuple(state[key].shape)
-            raise CheckpointError(f"{key}: expected a shape for {name} {tuple(own[name].shape)}; received {received}")
-        taken[name] = array
+        array, shape = to_numpy(state[key]), tuple(own[name].shape)
+        expected = shape[::-1] if param in layer.torch_transposed else shape
+        expected = (1, *expected) if param in layer.torch_batched else expected
+        if array.shape != expected:
+            raise CheckpointError(f"{key}: expected shape {expected}, for {name} {shape}; received {array.shape}")
+        taken[name] = (array.T if param in layer.torch_transposed else array).reshape(shape)
     if unknown:
         raise CheckpointError(f"received {', '.join(sorted(unknown))}, which the model does not have")
     model.load_state_dict({**own, **taken})

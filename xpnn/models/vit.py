@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from xpnn.arguments import check_whole
 from xpnn.backend import Shape
 from xpnn.layers import (
     GELU,
@@ -61,9 +62,12 @@ class VisionTransformer(Model):
     ) -> None:
         layers = standardizing(standardize)
         layers += [PatchEmbedding(patch, dim, name="patches"), PositionalEmbedding(name="positions")]
-        layers += [_block(dim, heads, mlp_dim or 4 * dim, name=f"block{i + 1}") for i in range(depth)]
+        layers += [
+            _block(dim, heads, mlp_dim or 4 * dim, name=f"block{i + 1}")
+            for i in range(check_whole("VisionTransformer", "depth", depth, 0))
+        ]
         layers += [TokenMean(), _norm("norm"), Linear(num_classes, init=small_normal, name="head")]
-        super().__init__(Sequential(*layers), tuple(input_dim), **options)
+        super().__init__(Sequential(*layers), input_dim, **options)
 
     def torch_key(self, key: str) -> str:
         key = re.sub(r"block(\d+)\.attention", lambda match: f"blocks.{int(match[1]) - 1}", key)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from xpnn import backend as backends
+from xpnn.arguments import check_number
 from xpnn.backend import Array, is_floating, to_numpy
-from xpnn.errors import CheckpointError, SettingError
+from xpnn.errors import CheckpointError
 from xpnn.parameters import Parameters, copied
 
 Weights = MutableMapping[str, Array]
@@ -133,10 +134,8 @@ class EMA(_Average):
     """
 
     def __init__(self, params: Weights, decay: float, *, state: ReadState | None = None) -> None:
-        if not 0 <= decay < 1:
-            raise SettingError(f"EMA: expected decay to be at least 0 and below 1; received {decay}")
+        self.decay = check_number("EMA", "decay to be at least 0 and below 1", decay, lambda d: 0 <= d < 1)
         super().__init__(params, state)
-        self.decay = float(decay)
 
     def update(self, progress: float = 0.0) -> None:
         """Take the weights of now into the average; to be called after each step. `progress` changes nothing."""
@@ -182,12 +181,12 @@ class Lookahead(_Average):
         *,
         state: ReadState | None = None,
     ) -> None:
-        if every != int(every) or every < 1:
-            raise SettingError(f"Lookahead: expected every to be a whole number of at least 1; received {every}")
-        if not callable(decay) and not 0 <= decay <= 1:
-            raise SettingError(f"Lookahead: expected decay to be from 0 to 1, or a callable; received {decay}")
+        expected = "every to be a whole number of at least 1"
+        self.every = int(check_number("Lookahead", expected, every, lambda k: k >= 1 and k % 1 == 0))
+        if not callable(decay):
+            check_number("Lookahead", "decay to be from 0 to 1, or a callable", decay, lambda d: 0 <= d <= 1)
+        self.decay = decay
         super().__init__(params, state)
-        self.every, self.decay = int(every), decay
 
     def update(self, progress: float = 0.0) -> bool:
         """Count a step; at each k-th one blend. Returns whether it did.

@@ -1,14 +1,18 @@
 """Which parameters go by which rule."""
 
+import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from xpnn.arguments import check_number
 from xpnn.backend import Array
 from xpnn.errors import SettingError
 from xpnn.optim import schedules
 from xpnn.optim.rules import RULES, Config, Rule
 from xpnn.optim.schedules import Schedule
+
+BELOW_ONE = ("beta1", "beta2", "momentum", "decay_rate")  # shares of what has gathered that are kept
 
 
 class ParamGroup:
@@ -126,7 +130,7 @@ def settings_of(rule: Rule, config: Config, where: str) -> dict[str, float]:
     Raises
     ------
     SettingError
-        For a setting that the rule does not have, or that is no number; the message begins with `where`.
+        For a setting that the rule does not have, or a number that it cannot have; the message begins with `where`.
     """
     if rule is frozen and config:
         raise SettingError(f"{where}frozen: expected no settings; received {', '.join(map(repr, config))}")
@@ -137,11 +141,12 @@ def settings_of(rule: Rule, config: Config, where: str) -> dict[str, float]:
         if name not in defaults and name not in state:
             expected = ", ".join((*defaults, *state))
             raise SettingError(f"{where}{rule_name(rule)}: expected settings among {expected}; received {name!r}")
-    settings = {}
-    for name, default in defaults.items():
-        try:
-            settings[name] = type(default)(config.get(name, default))
-        except (TypeError, ValueError):
-            message = f"expected a number for {name}; received {config[name]!r}"
-            raise SettingError(f"{where}{rule_name(rule)}: {message}") from None
-    return settings
+    where = f"{where}{rule_name(rule)}"
+    return {name: _setting(where, name, config.get(name, default), default) for name, default in defaults.items()}
+
+
+def _setting(where: str, name: str, value: Any, default: float) -> float:
+    """Return a setting as a number of its default's type."""
+    is_whole, limit = isinstance(default, int), 1 if name in BELOW_ONE else math.inf
+    expected = f"{name} to be a {'whole ' * is_whole}number of at least 0{' and below 1' * (limit == 1)}"
+    return type(default)(check_number(where, expected, value, lambda v: 0 <= v < limit and not (is_whole and v % 1)))

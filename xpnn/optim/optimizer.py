@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpnn import backend as backends
+from xpnn.arguments import check_number
 from xpnn.backend import Array, Backend, is_array, namespace
 from xpnn.errors import SettingError
 from xpnn.optim import schedules
@@ -74,8 +75,8 @@ class Optimizer:
     Raises
     ------
     SettingError
-        For an unknown rule, a setting that xpnn's rule does not have, a pattern that matches nothing, or a
-        parameter of too few dimensions for its rule.
+        For an unknown rule, a setting that xpnn's rule does not have or a number that it cannot have, a pattern that
+        matches nothing, or a parameter of too few dimensions for its rule.
     """
 
     FLAT = "flat"
@@ -90,11 +91,15 @@ class Optimizer:
         **config: Any,
     ) -> None:
         self.params = params
-        self.clip_norm = None if clip_norm is None else _positive("clip_norm", clip_norm)
+        self.clip_norm = clip_norm
+        if clip_norm is not None:
+            self.clip_norm = check_number("Optimizer", "clip_norm to be a number above 0", clip_norm, lambda c: c > 0)
         self.groups: dict[str, Config] = {}
         self._parts: dict[str, _Part] = {}
         self._group_rules: dict[str, str] = {}
         self._backend: Backend | None = None
+        if not isinstance(groups, Sequence) or not all(isinstance(group, ParamGroup) for group in groups):
+            raise SettingError(f"Optimizer: expected groups to be a sequence of ParamGroup; received {groups!r}")
         if any(group.pattern == self.FLAT for group in groups):
             raise SettingError(f"group {self.FLAT!r}: expected another pattern; that is the name of the buffer's group")
         members, rest = divide(params, groups)
@@ -317,15 +322,6 @@ class Optimizer:
                 views = {k: backend.namespace.reshape(config[k][start:stop], shape) for k in part.state}
                 out[name], start = {**config, **views}, stop
         return {name: out[name] for name in self.params if name in out}
-
-
-def _positive(name: str, value: Any) -> float:
-    try:
-        if float(value) > 0:
-            return float(value)
-    except (TypeError, ValueError):
-        pass
-    raise SettingError(f"Optimizer: expected {name} to be a number above 0; received {value!r}")
 
 
 def _segments(params: Parameters, names: list[str]) -> list[slice]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
+from xpnn.arguments import check_number
 from xpnn.errors import SettingError
 
 Schedule = Callable[[float], float]
@@ -56,12 +57,14 @@ def steps(milestones: Sequence[float], factor: float = 0.1) -> Schedule:
 
     Source: He, Zhang, Ren and Sun, "Deep residual learning", CVPR 2016, section 4.2.
     """
-    milestones = tuple(map(float, milestones))
-    if not milestones or not _rise(milestones):
-        raise SettingError(f"steps: expected milestones that rise within [0, 1]; received {_text(milestones)}")
-    if not 0 < factor <= 1:
-        raise SettingError(f"steps: expected a factor above 0, at most 1; received {factor}")
-    return partial(_steps, milestones, float(factor))
+    try:
+        values = tuple(map(float, milestones))
+    except (TypeError, ValueError):
+        values = ()
+    if not values or not _rise(values):
+        raise SettingError(f"steps: expected milestones that rise within [0, 1]; received {milestones!r}")
+    factor = check_number("steps", "a factor above 0, at most 1", factor, lambda f: 0 < f <= 1)
+    return partial(_steps, values, factor)
 
 
 def _steps(milestones: tuple[float, ...], factor: float, progress: float) -> float:
@@ -78,9 +81,8 @@ def exponential(final: float = 0.01) -> Schedule:
 
     Source: torch.optim.lr_scheduler.ExponentialLR, whose gamma over n steps is ``final^(1/n)``.
     """
-    if not 0 < final <= 1:
-        raise SettingError(f"exponential: expected final to be above 0, at most 1; received {final}")
-    return partial(math.pow, float(final))
+    final = check_number("exponential", "final to be above 0, at most 1", final, lambda f: 0 < f <= 1)
+    return partial(math.pow, final)
 
 
 def one_cycle(peak: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> Schedule:
@@ -103,12 +105,10 @@ def one_cycle(peak: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> Sc
 
     Source: Smith and Topin, "Super-convergence", 2018, in the form of torch.optim.lr_scheduler.OneCycleLR.
     """
-    if not 0 < peak < 1:
-        raise SettingError(f"one-cycle: expected peak to be above 0 and below 1; received {peak}")
-    for name, value in (("start", start), ("end", end)):
-        if not 0 <= value <= 1:
-            raise SettingError(f"one-cycle: expected {name} to be from 0 to 1; received {value}")
-    return partial(_one_cycle, float(peak), float(start), float(end))
+    peak = check_number("one-cycle", "peak to be above 0 and below 1", peak, lambda p: 0 < p < 1)
+    start = check_number("one-cycle", "start to be from 0 to 1", start, lambda f: 0 <= f <= 1)
+    end = check_number("one-cycle", "end to be from 0 to 1", end, lambda f: 0 <= f <= 1)
+    return partial(_one_cycle, peak, start, end)
 
 
 def _one_cycle(peak: float, start: float, end: float, progress: float) -> float:
@@ -144,9 +144,7 @@ def warmup_cosine(warmup: float = 0.1) -> Schedule:
 
 
 def _share(name: str, warmup: float) -> float:
-    if not 0 <= warmup < 1:
-        raise SettingError(f"{name}: expected warmup to be at least 0 and below 1; received {warmup}")
-    return float(warmup)
+    return check_number(name, "warmup to be at least 0 and below 1", warmup, lambda w: 0 <= w < 1)
 
 
 def _warmup(warmup: float, then: Schedule, progress: float) -> float:
@@ -165,11 +163,14 @@ def piecewise(*points: tuple[float, float]) -> Schedule:
 
     Source: Page, "How to train your ResNet", 2018.
     """
-    pairs = tuple((float(t), float(factor)) for t, factor in points)
+    try:
+        pairs = tuple((float(t), float(factor)) for t, factor in points)
+    except (TypeError, ValueError):
+        raise SettingError(f"piecewise: expected points (progress, factor); received {_text(points)}") from None
     if not pairs or not _rise([t for t, _ in pairs]):
-        raise SettingError(f"piecewise: expected points whose progress rises within [0, 1]; received {_text(pairs)}")
+        raise SettingError(f"piecewise: expected points whose progress rises within [0, 1]; received {_text(points)}")
     if not all(0 <= factor < math.inf for _, factor in pairs):
-        raise SettingError(f"piecewise: expected factors of at least 0; received {_text(pairs)}")
+        raise SettingError(f"piecewise: expected factors of at least 0; received {_text(points)}")
     return partial(_piecewise, pairs)
 
 
@@ -188,7 +189,7 @@ def _rise(values: Sequence[float]) -> bool:
 
 
 def _text(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values)) or "none"
+    return ", ".join(map(repr, values)) or "none"
 
 
 SCHEDULES: dict[str, Schedule] = {

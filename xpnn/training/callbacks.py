@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
-from xpnn.errors import SettingError
+from xpnn.arguments import check_whole
 from xpnn.training import checkpoint
 from xpnn.training.solver import Callback, Metrics, Solver
 
@@ -13,9 +14,7 @@ class EarlyStopping(Callback):
     """Stop when the validation accuracy has not risen for `patience` epochs."""
 
     def __init__(self, patience: int) -> None:
-        if patience < 1:
-            raise SettingError(f"EarlyStopping: expected a patience of at least 1 epoch; received {patience}")
-        self.patience = patience
+        self.patience = check_whole("EarlyStopping", "patience", patience)
 
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         history = solver.val_acc_history
@@ -27,8 +26,8 @@ class EarlyStopping(Callback):
 class MetricsLog(Callback):
     """Append the metrics of each epoch to a file, a line of JSON each."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
 
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         if metrics["epoch"] > 0:
@@ -44,8 +43,8 @@ def _number(value: float | None) -> float | None:
 class Checkpoints(Callback):
     """Keep two files: ``last.safetensors``, from which training resumes, and ``best.safetensors``, the best weights."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
         self.saved = -1
 
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:

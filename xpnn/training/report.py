@@ -1,5 +1,6 @@
 """What a person sees of a run: lines, a progress bar, pictures."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: distinct for all kinds of color vision.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")  # one more each time the colors are used up
+FEW = 30  # points that a line of them still shows one by one
+HIGH = 3  # times its first value: a loss above it is drawn there, so that it does not flatten the others
 
 
 class EpochLines(Callback):
@@ -30,7 +34,7 @@ class EpochLines(Callback):
             return
         width = len(str(solver.total_epochs))
         self.console.print(
-            f"epoch {metrics['epoch']:{width}d}/{solver.total_epochs}  loss {metrics['loss']:.4f}  "
+            f"epoch {metrics['epoch']:{width}d}/{solver.total_epochs}  {_loss_name(solver)} {metrics['loss']:.4f}  "
             f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  {solver.images_per_second:,.0f} images/s",
             highlight=False,
         )
@@ -47,7 +51,8 @@ class ProgressBar(EpochLines):
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]}  val {task.fields[val]}  {task.fields[speed]} images/s"),
+            TextColumn(f"{_loss_name(solver)} {{task.fields[loss]}}"),
+            TextColumn("val {task.fields[val]}  {task.fields[speed]} images/s"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=self.console, transient=True)
@@ -92,11 +97,11 @@ def plot_curves(path: Path, solver: Solver) -> None:
     """Draw the loss of every iteration and the accuracies of every epoch."""
     figure = _figure(9, 3.6)
     left, right = figure.subplots(1, 2)
-    _plot_loss(left, solver, COLORS[0], points=True)
-    left.set(xlabel="iteration", ylabel="loss", title="training loss")
-    epochs = range(len(solver.val_acc_history))
-    right.plot(epochs, solver.train_acc_history, color=COLORS[1], label="training")
-    right.plot(epochs, solver.val_acc_history, color=COLORS[0], label="validation")
+    _plot_loss(left, solver, points=True, color=COLORS[0])
+    title = solver.stop_reason.partition(",")[0] if solver.diverged else "training loss"
+    left.set(xlabel="iteration", ylabel=_loss_name(solver), title=title)
+    _plot_accuracy(right, solver.train_acc_history, color=COLORS[1], label="training")
+    _plot_accuracy(right, solver.val_acc_history, color=COLORS[0], label="validation")
     right.set(xlabel="epoch", ylabel="accuracy", title=f"accuracy (best validation {solver.best_val_acc:.3f})")
     right.legend(frameon=False)
     _save(figure, path)
@@ -106,38 +111,73 @@ def plot_comparison(path: Path, solvers: Mapping[str, Solver], title: str = "") 
     """Draw the course's figure: training loss, training accuracy and validation accuracy, one line each."""
     figure = _figure(12, 3.8)
     loss, train, val = figure.subplots(1, 3)
-    for (label, solver), color in zip(solvers.items(), COLORS * len(solvers), strict=False):
-        _plot_loss(loss, solver, color, label=label)
-        train.plot(solver.train_acc_history, "-o", markersize=3, color=color, label=label)
-        val.plot(solver.val_acc_history, "-o", markersize=3, color=color, label=label)
-    loss.set(xlabel="iteration", title="training loss")
+    for i, (label, solver) in enumerate(solvers.items()):
+        style = _style(i)
+        _plot_loss(loss, solver, **style, label=f"{label} (diverged)" if _has_diverged(solver) else label)
+        _plot_accuracy(train, solver.train_acc_history, **style)
+        _plot_accuracy(val, solver.val_acc_history, **style)
+    loss.set(xlabel="iteration", title=f"training {_loss_name(solver)}")
     train.set(xlabel="epoch", title="training accuracy")
     val.set(xlabel="epoch", title="validation accuracy")
-    loss.legend(frameon=False)
+    _legend_below(figure, loss)
     figure.suptitle(title)
     _save(figure, path)
 
 
 def plot_schedules(path: Path, schedules: Mapping[str, Schedule], epochs: int | None = None) -> None:
     """Draw the factor of the learning rate from the start of training to its end."""
-    figure = _figure(6, 4)
+    figure = _figure(7, 4)
     axes = figure.subplots()
     for i, (label, schedule) in enumerate(schedules.items()):
         progress, factors = sample(schedule, 1001)
-        style = "-" if i < len(COLORS) else "--"
-        axes.plot([t * (epochs or 100) for t in progress], factors, style, color=COLORS[i % len(COLORS)], label=label)
+        axes.plot([t * (epochs or 100) for t in progress], factors, **_style(i), label=label)
     axes.set(xlabel="epoch" if epochs else "% of training", ylabel="factor of the learning rate")
-    axes.legend(frameon=False)
+    axes.margins(x=0.01)
+    _legend_below(figure, axes)
     _save(figure, path)
 
 
-def _plot_loss(axes: "Axes", solver: Solver, color: str, label: str = "", points: bool = False) -> None:
+def _plot_loss(axes: "Axes", solver: Solver, points: bool = False, **style: Any) -> None:
     """Draw a running mean of the loss, and where wanted every single loss behind it."""
-    losses = solver.loss_history
+    highest = _highest(solver)
+    losses = [min(highest, loss) for loss in solver.loss_history]  # `highest` for NaN too
     iterations = range(1, len(losses) + 1)
     if points:
-        axes.plot(iterations, losses, ".", markersize=2, color=color, alpha=0.25)
-    axes.plot(iterations, _running_mean(losses, max(len(losses) // 50, 1)), color=color, label=label)
+        axes.plot(iterations, losses, ".", markersize=2, color=style["color"], alpha=0.25)
+    marker = "o" if len(losses) <= FEW else ""
+    axes.plot(iterations, _running_mean(losses, max(len(losses) // 50, 1)), marker=marker, markersize=3, **style)
+
+
+def _plot_accuracy(axes: "Axes", accuracies: Sequence[float], **style: Any) -> None:
+    axes.plot(accuracies, marker="o" if len(accuracies) <= FEW else "", markersize=3, **style)
+
+
+def _highest(solver: Solver) -> float:
+    """The highest loss that is drawn as it is."""
+    first = solver.loss_history[0] if solver.loss_history else 0.0
+    return HIGH * first if 0 < first < math.inf else math.inf
+
+
+def _has_diverged(solver: Solver) -> bool:
+    return solver.diverged or solver.loss_history[-1] > _highest(solver)
+
+
+def _loss_name(solver: Solver) -> str:
+    return "loss (sum)" if solver.reduction == "sum" else "loss"
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Color and dashes of the line with this number."""
+    return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i // len(COLORS) % len(DASHES)]}
+
+
+def _legend_below(figure: "Figure", axes: "Axes") -> None:
+    """Name the lines below the axes, in a figure that grows by as much."""
+    lines, labels = axes.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    columns = max(int(11 * width) // (max(map(len, labels)) + 10), 1)
+    figure.set_size_inches(width, height + 0.22 * math.ceil(len(labels) / columns))
+    figure.legend(lines, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
@@ -159,19 +199,28 @@ def _save(figure: "Figure", path: Path) -> None:
 
     for axes in figure.axes:
         axes.grid(alpha=0.25)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.spines[["top", "right"]].set_visible(False)
     checkpoint.write_whole(path, lambda partial: figure.savefig(partial, dpi=120))
 
 
 def table(console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table."""
+    """Print a table; a console that is too narrow for its words breaks those of the first column."""
     from rich.table import Table
     from rich.text import Text  # which takes a path's brackets as they are
 
-    grid = Table(title=Text(title) if title else None, title_justify="left")
-    for i, column in enumerate(columns):
-        grid.add_column(column, no_wrap=i == 0, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
-    console.print(grid, highlight=False)
+    lines = [[str(cell) for cell in cells] for cells in (columns, *rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    words = [max(map(len, " ".join(cells).split())) for cells in zip(*lines, strict=True)]
+    frame = 3 * len(columns) + 1
+    room = console.width - frame
+    while sum(widths) > room and widths != words:
+        _, widest = max((width, i) for i, width in enumerate(widths) if width > words[i])
+        widths[widest] -= 1
+    widths[0] = max(widths[0] - max(sum(widths) - room, 0), min(words[0], 8))  # else it runs over the margin
+    grid = Table(title=Text(title) if title else None, title_justify="left", width=sum(widths) + frame)
+    for column, width in zip(columns, widths, strict=True):
+        grid.add_column(column, width=width, overflow="fold")
+    for line in lines[1:]:
+        grid.add_row(*map(Text, line))
+    console.print(grid, highlight=False, crop=False)

@@ -41,6 +41,7 @@ class Resumable(ABC):
     iteration: int
     best_params: Any
     _best_state: dict[str, Array]
+    _last: dict[str, Array]
     _losses: list[float]
     _unread: list[Array]
     _order: Array | None
@@ -62,16 +63,16 @@ class Resumable(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that training on needs to a checkpoint.
 
-        Meant for callbacks: at the end of `train` the best weights have taken the place of the last.
+        After `train` too these are the last weights, though the best have taken their place in the model.
+
+        Raises
+        ------
+        CheckpointError
+            When a rule of the user's own keeps what JSON cannot hold.
+        OSError
+            When the file cannot be written.
         """
         groups = self.optimizer.groups
-        arrays = {
-            **checkpoint.prefixed("accumulated", self._accumulated_arrays()),
-            **checkpoint.prefixed("averaging", {} if self.average is None else self.average.state_dict()),
-            **checkpoint.prefixed("model", self._model_arrays()),
-            **checkpoint.prefixed("best", self.best_arrays()),
-            **checkpoint.prefixed("optimizer", self._optimizer_arrays()),
-        }
         progress = Progress(
             loss_history=self.loss_history,
             order_state=self._order_state if self.iteration % self.iterations_per_epoch else self._batches.state,
@@ -82,7 +83,23 @@ class Resumable(ABC):
             task=self._task(),
             **{name: getattr(self, name) for name in self._HISTORY},
         )
-        checkpoint.save(path, arrays, progress.to_meta())
+        checkpoint.save(path, self.arrays(), progress.to_meta())
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays of a checkpoint, as ``"section/NAME"``."""
+        return {
+            **(self._last or self._weight_arrays()),
+            **checkpoint.prefixed("best", self.best_arrays()),
+            **checkpoint.prefixed("optimizer", self._optimizer_arrays()),
+        }
+
+    def _weight_arrays(self) -> dict[str, Array]:
+        """The arrays that change when the best weights are put back."""
+        return {
+            **checkpoint.prefixed("accumulated", {} if self._accumulated is None else self._accumulated.sum),
+            **checkpoint.prefixed("averaging", {} if self.average is None else self.average.state_dict()),
+            **checkpoint.prefixed("model", self._model_arrays()),
+        }
 
     _HISTORY = (
         *("epoch", "iteration", "seconds", "train_acc_history", "val_acc_history", "best_val_acc", "best_epoch"),
@@ -124,22 +141,14 @@ class Resumable(ABC):
         arrays, meta = checkpoint.load(path)
         try:
             progress = Progress.of(meta, self._task(), self.iterations_per_epoch)
-            weights = checkpoint.section("model", arrays)
-            if isinstance(self.model, Model):
-                weights = self.model.matching_state(weights)
-                if progress.model_rng.keys() != self.model.rng_state.keys():
-                    expected, received = (", ".join(r) or "none" for r in (self.model.rng_state, progress.model_rng))
-                    raise CheckpointError(f"expected random generators of {expected}; received {received}")
-            else:
-                for name, own in self.model.params.items():
-                    if name not in weights or weights[name].shape != tuple(own.shape):
-                        raise CheckpointError(f"expected {name} of shape {tuple(own.shape)}")
+            own_rng = self.model.rng_state if isinstance(self.model, Model) else {}
+            if progress.model_rng.keys() != own_rng.keys():
+                expected, received = (", ".join(names) or "none" for names in (own_rng, progress.model_rng))
+                raise CheckpointError(f"expected random generators of {expected}; received {received}")
             states = progress.order_state, progress.augmentation_state, progress.evaluation_state
             for state in (*states, *progress.model_rng.values()):
                 Generator(*state)
-            saved, accumulated = checkpoint.section("optimizer", arrays), checkpoint.section("accumulated", arrays)
-            _check_shapes("the optimizer's", self._optimizer_arrays(), saved)
-            _check_shapes("the accumulated gradient of", self._accumulated_arrays(), accumulated)
+            self._check_arrays(arrays, has_best=bool(progress.val_acc_history))
             if progress.optimizer.keys() != self.optimizer.groups.keys():
                 raise CheckpointError("expected the optimizer's settings for the same arrays; received others")
             for group, config in progress.optimizer.items():
@@ -147,23 +156,23 @@ class Resumable(ABC):
                     if not fits(config.get(key), float):
                         received = repr(config.get(key))
                         raise CheckpointError(f"expected a number for the optimizer's {key}; received {received}")
-            missing = self._model_arrays().keys() - checkpoint.section("best", arrays).keys()
-            if missing and progress.val_acc_history:
-                raise CheckpointError(f"expected the best {', '.join(sorted(missing))}, which it does not have")
-            if self.average is not None:  # the last that may be refused, and the first that changes anything
-                self.average.load_state_dict(checkpoint.section("averaging", arrays))
         except (CheckpointError, SettingError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
-        self._load_model(weights)
+        self._load_model(checkpoint.section("model", arrays))
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.section("averaging", arrays))
+        self._last = {}
         for name in self._HISTORY:
             setattr(self, name, getattr(progress, name))
         self.total_epochs = self.num_epochs
         self._losses, self._unread, self._order = progress.loss_history, [], None
         self._batches.state, self._augmentation.state, self._evaluation.state = states
         if self._accumulated is not None:
-            self._accumulated.load({name: self.backend.asarray(a) for name, a in accumulated.items()})
+            accumulated = checkpoint.section("accumulated", arrays).items()
+            self._accumulated.load({name: self.backend.asarray(a) for name, a in accumulated})
         if isinstance(self.model, Model):
             self.model.rng_state = progress.model_rng
+        saved = checkpoint.section("optimizer", arrays)
         for group, config in self.optimizer.groups.items():
             config.update(progress.optimizer[group])
             config.update((k, self.backend.asarray(a)) for k, a in checkpoint.section(group, saved).items())
@@ -175,8 +184,20 @@ class Resumable(ABC):
         groups = self.optimizer.groups.items()
         return {f"{group}/{key}": v for group, config in groups for key, v in config.items() if backends.is_array(v)}
 
-    def _accumulated_arrays(self) -> dict[str, Array]:
-        return {} if self._accumulated is None else dict(self._accumulated.sum)
+    def _check_arrays(self, saved: Mapping[str, Array], has_best: bool) -> None:
+        """Refuse a checkpoint's arrays unless names, shapes and dtypes are those of this training."""
+        best = self._model_arrays() if has_best else {}
+        own = self._weight_arrays() | checkpoint.prefixed("optimizer", self._optimizer_arrays())
+        own |= checkpoint.prefixed("best", best)
+        # A rule of the user's own makes its state as it goes.
+        free = tuple(f"optimizer/{group}/" for group in self.optimizer.groups if not self.optimizer.defaults_of(group))
+        if missing := own.keys() - saved.keys():
+            raise CheckpointError(f"expected {min(missing)}, which it does not have")
+        if unknown := [name for name in saved if name not in own and not name.startswith(free)]:
+            raise CheckpointError(f"received {min(unknown)}, which this training does not have")
+        for name, array in own.items():
+            if _form(array) != _form(saved[name]):
+                raise CheckpointError(f"{name}: expected {_form(array)}; received {_form(saved[name])}")
 
     def _load_model(self, arrays: Mapping[str, Array]) -> None:
         if isinstance(self.model, Model):
@@ -185,10 +206,10 @@ class Resumable(ABC):
             self.model.params.update((name, self.backend.asarray(array)) for name, array in arrays.items())
 
 
-def _check_shapes(whose: str, own: Mapping[str, Array], saved: Mapping[str, Array]) -> None:
-    for name, array in own.items():
-        if name not in saved or tuple(saved[name].shape) != tuple(array.shape):
-            raise CheckpointError(f"expected {whose} {name} of shape {tuple(array.shape)}")
+def _form(array: Array) -> str:
+    """Say an array's dtype and shape; backends differ in the size of integers."""
+    dtype = "integers" if backends.is_integer(array) else backends.dtype_name(array.dtype)
+    return f"{dtype} {tuple(array.shape)}"
 
 
 def _describe(average: EMA | Lookahead | None) -> str:

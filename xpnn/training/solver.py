@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from xpnn import backend as backends
+from xpnn.arguments import check_number
 from xpnn.backend import Array
 from xpnn.data import Dataset
-from xpnn.data.augmentation import Batch, Transform, as_compose
+from xpnn.data.augmentation import Batch, Compose, Transform, as_compose
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
 from xpnn.data.splits import take_split
 from xpnn.data.tta import check_level, tta_scores
@@ -175,14 +177,17 @@ class Solver(Resumable):
         self.batch_size, self.num_epochs = _whole("batch_size", batch_size), _whole("num_epochs", num_epochs)
         self.num_train_samples = None if num_train_samples is None else _whole("num_train_samples", num_train_samples)
         self.num_val_samples = None if num_val_samples is None else _whole("num_val_samples", num_val_samples)
-        self.lr_decay, self.schedule, self.sampling = float(lr_decay), schedules.get(schedule), sampling
-        self.drop_last, self.accumulate, self.reduction = bool(drop_last), _whole("accumulate", accumulate), reduction
-        self.augment, self.tta = as_compose(augment), check_level("Solver", tta)
+        self.lr_decay = check_number("Solver", "lr_decay to be a number above 0", lr_decay, lambda d: d > 0)
+        if not isinstance(drop_last, bool):
+            raise SettingError(f"Solver: expected drop_last to be True or False; received {drop_last!r}")
+        self.schedule, self.sampling = schedules.get(schedule), sampling
+        self.drop_last, self.accumulate, self.reduction = drop_last, _whole("accumulate", accumulate), reduction
+        self.augment, self.tta = _compose(augment), check_level("Solver", tta)
         _check_views(self.tta, self.X_val)
-        self.checkpoint_name, self.callbacks = checkpoint_name, list(callbacks)
+        self.checkpoint_name, self.callbacks = checkpoint_name, _callbacks(callbacks)
         self.print_every, self.verbose = _whole("print_every", print_every), verbose
 
-        config = optim_config or {}
+        config = _config(optim_config)
         self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
         _check_average(average, model)
         if average is not None and isinstance(model, Model):
@@ -226,6 +231,7 @@ class Solver(Resumable):
         self.best_val_acc, self.best_epoch = 0.0, 0
         self.best_params: Any = {}
         self._best_state: dict[str, Array] = {}
+        self._last: dict[str, Array] = {}  # what the best took the place of, for a checkpoint
         self._losses: list[float] = []
         self._unread: list[Array] = []  # losses still on the device
         self._finite: Array | None = None  # on the device too
@@ -253,7 +259,8 @@ class Solver(Resumable):
     def learning_rate(self, rate: float) -> None:
         if not self._first_rate:
             raise SettingError(f"Solver: expected a learning_rate other than {self._first_rate} to begin with")
-        self.rate_factor = float(rate) / self._first_rate
+        rate = check_number("Solver", "learning_rate to be a number of at least 0", rate, lambda r: r >= 0)
+        self.rate_factor = rate / self._first_rate
         self._set_learning_rate()
 
     @property
@@ -269,11 +276,14 @@ class Solver(Resumable):
         """Train up to `num_epochs`; once these are done, for `num_epochs` more, on from the best weights.
 
         Ctrl-C ends the training after the current iteration, as the end would: the best weights are put back
-        and callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning.
+        and callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning. Neither raises
+        an error: `stop_reason` says what happened, and a script that trains several solvers must look at it, or
+        Ctrl-C ends one of them and the next begins.
         """
         if self.epoch >= self.total_epochs:
             self.total_epochs = self.epoch + self.num_epochs
         self.stop_reason, self.diverged, self.is_whole, self._finite = "", False, False, None
+        self._last = {}
         self._started = time.perf_counter() - self.seconds
         self._set_learning_rate()
         with deferred_interrupt(self.stop), steady(), contextlib.ExitStack() as at_the_end:
@@ -407,18 +417,19 @@ class Solver(Resumable):
         if bad is not None and not self.diverged:
             self.diverged = True
             iteration = len(self._losses) + bad + 1
-            layer = self._first_nonfinite((iteration - 1) % self.iterations_per_epoch)
-            where = f", first in layer {layer}" if layer else ""
+            where = self._first_nonfinite((iteration - 1) % self.iterations_per_epoch)
             self.stop(f"the loss is {values[bad]} at iteration {iteration}{where}")
             warnings.warn(f"Solver: {self.stop_reason}; training stopped", RuntimeWarning, stacklevel=3)
         self._losses.extend(values)
 
     def _first_nonfinite(self, row: int) -> str:
-        """The layer where the batch of that row shows no number first; the parameters have not changed since."""
-        if not isinstance(self.model, Model):
-            return ""
+        """Say where the batch of that row shows no number first; the parameters have not changed since."""
         X = self.augment.evaluate(self._gather(row)[0], self.dtype)
-        return self.model.first_nonfinite(self.model.backend.asarray(X))
+        xp = backends.namespace(X)
+        if backends.is_floating(X) and not bool(xp.all(xp.isfinite(X))):
+            return ": the data hold NaN or infinity"
+        layer = self.model.first_nonfinite(self.model.backend.asarray(X)) if isinstance(self.model, Model) else ""
+        return f", first in layer {layer}" if layer else ""
 
     def _check_if_due(self, rate: float | None) -> None:
         """Check the accuracy once after the first iteration and once after each epoch."""
@@ -492,6 +503,7 @@ class Solver(Resumable):
 
     def _restore_best(self) -> None:
         """Put the best weights in the place of the last; averages and sums go on from there."""
+        self._last = {} if self.diverged else copied(self._weight_arrays())
         if isinstance(self.model, Model) and self.best_params:
             self.model.load_state_dict(self.best_arrays())
         elif self.best_params:
@@ -509,8 +521,35 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def _check_folder(checkpoint_name: str | None) -> None:
-    if checkpoint_name is not None and not Path(checkpoint_name).parent.is_dir():
-        raise SettingError(f"Solver: expected checkpoint_name in a folder that exists; received {checkpoint_name!r}")
+    if checkpoint_name is None:
+        return
+    try:
+        tempfile.TemporaryFile(dir=Path(checkpoint_name).parent).close()
+    except OSError as error:
+        expected = "checkpoint_name in a folder that can be written to"
+        raise SettingError(f"Solver: expected {expected}; received {checkpoint_name!r} ({error.strerror})") from None
+
+
+def _compose(augment: Any) -> Compose:
+    out = as_compose(augment)
+    for transform in out.transforms:
+        if isinstance(transform, type):
+            name = transform.__name__
+            raise SettingError(f"Solver: expected augment to be made, as in {name}(); received the class {name}")
+    return out
+
+
+def _callbacks(callbacks: Any) -> list[Callback]:
+    if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
+        raise SettingError(f"Solver: expected callbacks to be a sequence of Callback; received {callbacks!r}")
+    return list(callbacks)
+
+
+def _config(optim_config: Any) -> Mapping[str, Any]:
+    config = {} if optim_config is None else optim_config
+    if not isinstance(config, Mapping) or not all(isinstance(name, str) for name in config):
+        raise SettingError(f"Solver: expected optim_config to be a dict of settings; received {config!r}")
+    return config
 
 
 def _check_views(tta: str, X: Array) -> None:
