@@ -5,6 +5,7 @@ backend alone and fails at once where it is not available.
 """
 
 import functools
+import signal
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ KINDS = {
     "torch": "torch",
     "cupy": "cupy",
 }
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; some tests interrupt a training
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Kind:

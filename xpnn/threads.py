@@ -85,7 +85,9 @@ def steady() -> Iterator[bool]:
     finally:
         state.depth -= 1
         if state.depth == 0:
-            _let_blas_go(state)
+            while state.held:
+                library, count = state.held.pop()
+                library.set_num_threads(count)
         state.ours.release()
 
 
@@ -99,12 +101,6 @@ def _keep_blas_to_one_thread() -> None:
         for library in _blas():
             _state.held.append((library, library.num_threads))
             library.set_num_threads(1)
-
-
-def _let_blas_go(state: _State) -> None:
-    while state.held:
-        library, count = state.held.pop()
-        library.set_num_threads(count)
 
 
 def _thread_count() -> int:
@@ -128,9 +124,11 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _begin_anew() -> None:
-    """In a forked process: its threads, and those that held locks, have stayed behind."""
+    """In a forked process: its threads, and those that held locks, have stayed behind.
+
+    BLAS is left as it is: another thread may have been within it.
+    """
     global _state
-    _let_blas_go(_state)
     _state = _State()
 
 

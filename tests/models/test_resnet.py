@@ -147,3 +147,7 @@ def test_resnet9_halves_the_image_three_times():
 def test_an_image_too_small_for_resnet9_is_refused():
     with pytest.raises(ValueError, match="expected a window no larger than the padded image"):
         ResNet9(width=2, input_dim=(3, 16, 16))
+
+
+def test_a_depth_may_be_numpys():
+    assert ResNet(np.int64(8), rng=0).params.keys() == ResNet(8, rng=0).params.keys()

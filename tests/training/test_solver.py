@@ -500,7 +500,6 @@ def test_a_data_set_will_do_for_its_arrays():
         ({"lr_decay": "a"}, "Solver: expected lr_decay to be a number above 0; received 'a'"),
         ({"lr_decay": 0}, "Solver: expected lr_decay to be a number above 0; received 0"),
         ({"lr_decay": math.nan}, "Solver: expected lr_decay to be a number above 0; received nan"),
-        ({"drop_last": "no"}, "Solver: expected drop_last to be True or False; received 'no'"),
         ({"checkpoint_name": "nowhere/run"}, "checkpoint_name in a folder .* be written to; .*'nowhere/run' .No such"),
         ({"model": object()}, "expected a model with a dict of params; received object"),
         ({"batch_size": None}, "expected batch_size to be a whole number of at least 1; received None"),
@@ -509,6 +508,12 @@ def test_a_data_set_will_do_for_its_arrays():
 def test_what_a_solver_cannot_work_with_is_named(kwargs, message):
     with pytest.raises(SettingError, match=message):
         make_solver(**kwargs)
+
+
+def test_a_text_is_no_flag():
+    with pytest.raises(TypeError, match="Solver: expected drop_last, True or False; received 'no'"):
+        make_solver(drop_last="no")
+    assert make_solver(drop_last=np.bool_(True)).drop_last is True
 
 
 def test_labels_of_another_number_are_refused():

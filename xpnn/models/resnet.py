@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from xpnn.backend import Shape
@@ -62,7 +63,7 @@ class ResNet(Model):
         standardize: Standardization | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
+        if not isinstance(depth, Integral) or depth < 8 or (depth - 2) % 6:
             raise SettingError(f"ResNet: expected a depth of 6 n + 2, such as 20 or 56; received {depth!r}")
         layers = standardizing(standardize)
         layers += [_conv(widths[0], 3, name="conv1"), _batchnorm("bn1"), ReLU()]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xpnn import backend as backends
-from xpnn.arguments import check_number
+from xpnn.arguments import check_flag, check_number
 from xpnn.backend import Array
 from xpnn.data import Dataset
 from xpnn.data.augmentation import Batch, Compose, Transform, as_compose
@@ -178,10 +178,9 @@ class Solver(Resumable):
         self.num_train_samples = None if num_train_samples is None else _whole("num_train_samples", num_train_samples)
         self.num_val_samples = None if num_val_samples is None else _whole("num_val_samples", num_val_samples)
         self.lr_decay = check_number("Solver", "lr_decay to be a number above 0", lr_decay, lambda d: d > 0)
-        if not isinstance(drop_last, bool):
-            raise SettingError(f"Solver: expected drop_last to be True or False; received {drop_last!r}")
         self.schedule, self.sampling = schedules.get(schedule), sampling
-        self.drop_last, self.accumulate, self.reduction = drop_last, _whole("accumulate", accumulate), reduction
+        self.drop_last, self.reduction = check_flag("Solver", "drop_last", drop_last), reduction
+        self.accumulate = _whole("accumulate", accumulate)
         self.augment, self.tta = _compose(augment), check_level("Solver", tta)
         _check_views(self.tta, self.X_val)
         self.checkpoint_name, self.callbacks = checkpoint_name, _callbacks(callbacks)
