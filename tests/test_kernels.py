@@ -270,15 +270,19 @@ def assert_same_results(function, library, fast, args):
         np.testing.assert_allclose(result, truth, rtol=rtol, atol=atol, err_msg=f"{function} on {library}")
 
 
+def numpys_kernels():
+    """The modules of NumPy's kernels."""
+    kernels.load("numpy")
+    return [module for name, module in list(sys.modules.items()) if name.startswith("xpnn.kernels.numpy.")]
+
+
 @pytest.fixture
 def small_parts(monkeypatch):
     """NumPy's kernels in blocks of few numbers and of one image, shared out among three threads."""
-    kernels.load("numpy")
     sizes = {"BLOCK": 64, "WIDTH": 16, "WORTH_A_THREAD": 8, "STRIPS": 1, "IMAGES": 1}
-    for module in list(sys.modules.values()):
-        if module.__name__.startswith("xpnn.kernels.numpy."):
-            for name in sizes.keys() & vars(module).keys():
-                monkeypatch.setattr(module, name, sizes[name])
+    for module in numpys_kernels():
+        for name in sizes.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, sizes[name])
     monkeypatch.setattr(threads, "_thread_count", lambda: 3)
     with threads.steady():
         threads.share(lambda part: None, 3)
@@ -289,10 +293,8 @@ def small_parts(monkeypatch):
 def test_kernels_give_the_same_results_by_either_loops(loops, monkeypatch):
     if loops == "compiled":
         pytest.importorskip("numba")
-    kernels.load("numpy")
     loops = importlib.import_module(f"xpnn.kernels.numpy.{loops}")
-    modules = [module for module in sys.modules.values() if module.__name__.startswith("xpnn.kernels.numpy.")]
-    using = [module for module in modules if hasattr(module, "loops")]
+    using = [module for module in numpys_kernels() if hasattr(module, "loops")]
     for module in using:
         monkeypatch.setattr(module, "loops", loops)
     for (function, library), fast in registered():
