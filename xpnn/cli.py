@@ -128,7 +128,10 @@ def train(
     out: OutOption = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Folder of a run to train on; --epochs, --backend, --data and --patience may change."),
+        typer.Option(
+            help="Folder of a run to train on; --epochs, --backend, --data and --patience may change. "
+            "A schedule then spans the new number of epochs."
+        ),
     ] = None,
     summary: Annotated[
         bool, typer.Option("--summary", help="Read the data, show the net layer by layer, and exit.")
