@@ -45,7 +45,7 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
     rows = _rows(x)
     out = product(rows, w)
     out += b
-    return out, (rows, w, x.shape)
+    return out, (rows, w, x.shape, True)  # as of `linear_forward`, which has the same gradients
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -64,14 +64,13 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     dw : array (D, M)
     db : array (M,)
     """
-    rows, w, x_shape = cache
-    xp = check_dout("affine_backward", dout, w, (rows.shape[0], w.shape[1]))
-    dw, db = _affine_param_grads(dout, rows)
-    return xp.reshape(product(dout, w.T), x_shape), dw, db
+    _check_affine_dout(dout, cache)
+    return linear_input_grad(dout, cache), *linear_param_grads(dout, cache)
 
 
-def _affine_param_grads(dout: Array, rows: Array, out: Array | None = None) -> tuple[Array, Array]:
-    return product(rows.T, dout, out), sum_rows(dout)
+def _check_affine_dout(dout: Array, cache: Cache) -> None:
+    rows, w, _, _ = cache
+    check_dout("affine_backward", dout, w, (rows.shape[0], w.shape[1]))
 
 
 def _rows(x: Array) -> Array:
@@ -187,10 +186,9 @@ class Affine(Layer):
         return affine_forward(x, self.params["W"], self.params["b"])
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        rows, w, x_shape = cache
-        xp = check_dout("affine_backward", dout, w, (rows.shape[0], w.shape[1]))
-        dw, db = _affine_param_grads(dout, rows, self.grads.get("W"))
-        return xp.reshape(product(dout, w.T), x_shape) if input_grad else None, {"W": dw, "b": db}
+        _check_affine_dout(dout, cache)
+        dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
+        return linear_input_grad(dout, cache) if input_grad else None, {"W": dw, "b": db}
 
 
 class Linear(Layer):

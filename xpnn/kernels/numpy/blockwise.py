@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from xpnn.kernels.numpy.blocks import split
-from xpnn.kernels.numpy.masks import keep
 from xpnn.kernels.numpy.workspace import workspace
 from xpnn.windows import Window
 
@@ -100,7 +99,7 @@ def lion(w, dw, v, kept, lr, b1, rest1, b2, rest2, t, u):
 
 
 def where_positive(dout, out, dx):
-    keep(dout, out > 0, out=dx)
+    _keep(dout, out > 0, out=dx)
 
 
 def window_max(x: np.ndarray, window: Window, out: np.ndarray, place: np.ndarray) -> None:
@@ -127,9 +126,9 @@ def window_max_grad(dout: np.ndarray, place: np.ndarray, window: Window, dx: np.
         for k, (rows, cols) in enumerate(window.slices(dout.shape[1:3])):
             tap = dx[images, rows, cols]
             if apart:  # each number is in one window at most
-                keep(dout[images], place[images] == k, out=tap)
+                _keep(dout[images], place[images] == k, out=tap)
             else:
-                tap += keep(dout[images], place[images] == k)
+                tap += _keep(dout[images], place[images] == k)
 
 
 def _blend(old: np.ndarray, kept: Any, new: np.ndarray, rest: Any) -> None:
@@ -137,3 +136,14 @@ def _blend(old: np.ndarray, kept: Any, new: np.ndarray, rest: Any) -> None:
     new *= rest
     old *= kept
     old += new
+
+
+def _keep(values: np.ndarray, where: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Return the values where a bool array says so, elsewhere zero: ``np.where(where, values, 0)``.
+
+    All bits of a value or none, by a mask of ones or zeros, is several times faster than a choice by bool.
+    """
+    integer = np.dtype(f"i{values.dtype.itemsize}")
+    mask = np.negative(where.view(np.int8)).astype(integer)
+    bits = np.bitwise_and(values.view(integer), mask, out=mask if out is None else out.view(integer))
+    return bits.view(values.dtype)
