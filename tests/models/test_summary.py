@@ -26,8 +26,8 @@ SUMMARY = """\
 layer                   output shape  parameters   FLOPs
 conv1 (Conv)            (4, 8, 8)            112  13,824
 batchnorm1 (BatchNorm)  (4, 8, 8)              8       0
-relu1 (ReLU)            (4, 8, 8)              0       0
 maxpool1 (MaxPool)      (4, 4, 4)              0       0
+relu1 (ReLU)            (4, 4, 4)              0       0
 affine2 (Affine)        (5,)                 325     640
 batchnorm2 (BatchNorm)  (5,)                  10       0
 relu2 (ReLU)            (5,)                   0       0

@@ -53,6 +53,9 @@ class _Branches(Container):
         outs, caches = zip(*(layer.forward(x, train) for layer in self.layers.values()), strict=True)
         return self._join(list(outs)), (caches, self._sizes(list(outs)))
 
+    def infer(self, x: Array) -> Array:
+        return self._join([layer.infer(x) for layer in self.layers.values()])
+
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         caches, sizes = cache
         grads: dict[str, Array] = {}
@@ -173,6 +176,9 @@ class Residual(Sequential):
         out, cache = super().forward(x, train)
         added, shortcut_cache = self.shortcut.forward(x, train)
         return out + added, (cache, shortcut_cache)
+
+    def infer(self, x: Array) -> Array:
+        return super().infer(x) + self.shortcut.infer(x)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         layers_cache, shortcut_cache = cache

@@ -121,6 +121,10 @@ class Layer:
         """Return the output for a batch, and what `backward` needs."""
         raise NotImplementedError(f"{type(self).__name__}: expected a method forward; the class has none")
 
+    def infer(self, x: Array) -> Array:
+        """Return the output for a batch in test mode, and keep nothing."""
+        return self.forward(x, train=False)[0]
+
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return the gradient of the loss by the input, and by each parameter.
 

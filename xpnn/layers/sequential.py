@@ -48,6 +48,11 @@ class Sequential(Container):
             caches.append(cache)
         return x, caches
 
+    def infer(self, x: Array) -> Array:
+        for layer in self.layers.values():
+            x = layer.infer(x)
+        return x
+
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         grads: dict[str, Array] = {}
         dx: Array | None = dout

@@ -66,7 +66,8 @@ class ThreeLayerConvNet(CourseModel):
         layers.append(Conv(num_filters, filter_size, pad=(filter_size - 1) // 2, init=init, name="conv1"))
         if use_batchnorm:
             layers.append(BatchNorm(name="batchnorm1"))
-        layers += [ReLU(), MaxPool(2), Affine(hidden_dim, init, name="affine2")]
+        # ReLU keeps the order of numbers: after pooling it gives the same, from a quarter of them.
+        layers += [MaxPool(2), ReLU(), Affine(hidden_dim, init, name="affine2")]
         if use_batchnorm:
             layers.append(BatchNorm(name="batchnorm2"))
         layers += [ReLU(), Affine(num_classes, init, name="affine3")]

@@ -160,7 +160,7 @@ class Model:
         """
         x = self._enter(X)
         if y is None:
-            return self.net.forward(x, train=False)[0]
+            return self.net.infer(x)
         scores, cache = self.net.forward(x, train=True)
         loss, dscores = self.loss_function(scores, y)
         grads = self._params.like() if grads is None else grads

@@ -8,7 +8,6 @@ import numpy as np
 from xpnn.kernels import kernel
 from xpnn.kernels.numpy.blocks import elementwise
 from xpnn.kernels.numpy.loops import loops
-from xpnn.kernels.numpy.special import fill_erf
 from xpnn.special import GELU_FAR
 from xpnn.threads import is_held
 
@@ -25,24 +24,8 @@ def where_positive(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 @kernel("layers.activation.gelu_and_slope", "numpy")
 def gelu_and_slope(x: Any, approximate: str) -> tuple[Any, Any]:
-    out, slope = elementwise(_fill_tanh if approximate == "tanh" else _fill_exact, [x], 2)
+    out, slope = elementwise(_fill_tanh if approximate == "tanh" else loops.gelu, [x], 2)
     return out, slope
-
-
-def _fill_exact(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
-    np.maximum(x, -GELU_FAR, out=out)
-    x = np.minimum(out, GELU_FAR)
-    np.multiply(x, math.sqrt(0.5), out=slope)
-    fill_erf(slope, slope)
-    slope *= 0.5
-    slope += 0.5
-    out *= slope
-    density = x * x
-    density *= -0.5
-    np.exp(density, out=density)
-    density *= 1.0 / math.sqrt(2.0 * math.pi)
-    density *= x
-    slope += density
 
 
 def _fill_tanh(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:

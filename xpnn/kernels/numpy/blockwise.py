@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from xpnn.kernels.numpy.blocks import split
+from xpnn.kernels.numpy.special import fill_erf
 from xpnn.kernels.numpy.workspace import workspace
+from xpnn.special import GELU_FAR
 from xpnn.windows import Window
 
 BLOCK = 2**15  # numbers
@@ -102,6 +104,22 @@ def where_positive(dout, out, dx):
     _keep(dout, out > 0, out=dx)
 
 
+def gelu(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
+    np.maximum(x, -GELU_FAR, out=out)
+    x = np.minimum(out, GELU_FAR)
+    np.multiply(x, math.sqrt(0.5), out=slope)
+    fill_erf(slope, slope)
+    slope *= 0.5
+    slope += 0.5
+    out *= slope
+    density = x * x
+    density *= -0.5
+    np.exp(density, out=density)
+    density *= 1.0 / math.sqrt(2.0 * math.pi)
+    density *= x
+    slope += density
+
+
 def window_max(x: np.ndarray, window: Window, out: np.ndarray, place: np.ndarray) -> None:
     last = math.prod(window.size) - 1
     for images in split(slice(0, len(x)), IMAGES // max(x[:1].size, 1)):
@@ -129,6 +147,44 @@ def window_max_grad(dout: np.ndarray, place: np.ndarray, window: Window, dx: np.
                 _keep(dout[images], place[images] == k, out=tap)
             else:
                 tap += _keep(dout[images], place[images] == k)
+
+
+def input_transform(x: np.ndarray, tiles: np.ndarray) -> None:
+    between = workspace("between", (4, *x.shape[:1], tiles.shape[3], *x.shape[2:]), x.dtype)
+    for d, out in ((x, between), (between.transpose(1, 3, 0, 2, 4), tiles.transpose(1, 2, 4, 0, 3, 5))):
+        d0, d1, d2, d3 = d[:, :-2:2], d[:, 1:-1:2], d[:, 2::2], d[:, 3::2]
+        np.subtract(d0, d2, out=out[0])
+        np.add(d1, d2, out=out[1])
+        np.subtract(d2, d1, out=out[2])
+        np.subtract(d1, d3, out=out[3])
+
+
+def output_transform(products: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    between = workspace("between", (2, *products.shape[1:]), products.dtype)
+    _two_outputs(products, between)
+    for half, lines in zip(between, (out[:, ::2], out[:, 1::2]), strict=True):
+        count, width = lines.shape[1:3]
+        results = workspace("between too", (2, *half.shape[1:]), half.dtype)
+        _two_outputs(half, results)
+        for v in range(2):
+            np.add(results[v, :, :count, : (width + 1 - v) // 2], bias, out=lines[:, :, v::2])
+
+
+def gradient_transform(dout: np.ndarray, tiles: np.ndarray) -> None:
+    between = workspace("between", (4, *dout.shape[:1], tiles.shape[3], *dout.shape[2:]), dout.dtype)
+    for d, out in ((dout, between), (between.transpose(1, 3, 0, 2, 4), tiles.transpose(1, 2, 4, 0, 3, 5))):
+        d0, d1 = d[:, ::2], d[:, 1::2]
+        out[0] = d0
+        np.add(d0, d1, out=out[1])
+        np.subtract(d0, d1, out=out[2])
+        np.negative(d1, out=out[3])
+
+
+def _two_outputs(p: np.ndarray, out: np.ndarray) -> None:
+    np.add(p[1], p[2], out=out[0])
+    out[0] += p[0]
+    np.subtract(p[1], p[2], out=out[1])
+    out[1] -= p[3]
 
 
 def _blend(old: np.ndarray, kept: Any, new: np.ndarray, rest: Any) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnn.kernels import kernel
+from xpnn.kernels.numpy import winograd
 from xpnn.kernels.numpy.blocks import split
 from xpnn.kernels.numpy.products import WORTH_A_THREAD
 from xpnn.kernels.numpy.workspace import workspace
@@ -35,6 +36,8 @@ ONE_PIXEL = Window((1, 1))
 @kernel("layers.convolution.correlate", "numpy")
 def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int) -> np.ndarray:
     n, f, (height, width) = x.shape[0], w.shape[0], window.counts(x.shape[2:])
+    if winograd.suits(window, x.shape[1], f, groups, (height, width)):
+        return winograd.correlate(x, w, b, window)
     filters, dtype = _matrices(w, groups), np.result_type(x, w)
     out = np.empty((n, height, width, groups, f // groups), dtype=dtype if b is None else np.result_type(dtype, b))
     # One row's worth, since adding long runs of numbers is faster than adding many short ones.
@@ -62,6 +65,8 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window
 @kernel("layers.convolution.correlate_filter_grad", "numpy")
 def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, groups: int) -> np.ndarray:
     (_, f, height, width), c, (kh, kw) = dout.shape, x.shape[1] // groups, window.size
+    if winograd.suits(window, c, f, groups, (height, width)):
+        return winograd.correlate_filter_grad(dout, x, window)
 
     def sums(images: slice) -> np.ndarray:
         if window == ONE_PIXEL and groups == 1:
@@ -85,7 +90,8 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, group
 @kernel("layers.convolution.correlate_input_grad", "numpy")
 def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: Window, groups: int) -> np.ndarray:
     (f, c, kh, kw), (eh, ew), (ph, pw) = w.shape, window.extent, window.pad
-    if window.stride != (1, 1) or f // groups > 2 * c or ph >= eh or pw >= ew:
+    turns_cheaply = f // groups <= 2 * c or winograd.suits(window, f, c, groups, image)
+    if window.stride != (1, 1) or ph >= eh or pw >= ew or not turns_cheaply:
         return _scatter(dout, w, image, window, groups)
     # A pixel's gradient is a sum over the windows that met it: a correlation with the filters turned round.
     turned = w.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].swapaxes(1, 2)

@@ -26,10 +26,15 @@ def window_max(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
 
 @kernel("layers.pooling.window_max_grad", "numpy")
 def window_max_grad(dout: np.ndarray, place: np.ndarray, image: Pair, window: Window) -> np.ndarray:
-    dx = np.zeros((dout.shape[0], *image, dout.shape[1]), dtype=dout.dtype)
+    dx = np.empty((dout.shape[0], *image, dout.shape[1]), dtype=dout.dtype)
     douts, places = (array.transpose(0, 2, 3, 1) for array in (dout, place))
+    # Windows side by side write each number once, but for the rows and columns at the end that fill none.
+    side_by_side = window.stride == window.size
+    rows, cols = (n * s * side_by_side for n, s in zip(dout.shape[2:], window.size, strict=True))
 
     def fill(images: slice) -> None:
+        dx[images, rows:] = 0
+        dx[images, :, cols:] = 0
         loops.window_max_grad(douts[images], places[images], window, dx[images])
 
     share(fill, len(dout), WORTH_A_THREAD // max(dout[:1].size, 1), along=True)

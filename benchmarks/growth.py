@@ -1,0 +1,136 @@
+"""How the cost of training on the CPU grows: with the batch, the width, the depth and the number of images.
+
+python benchmarks/growth.py      about four minutes on two cores
+
+Each point is the median time of a training step of the Solver (gather a batch, loss and gradients, Adam, float32),
+divided by the images of a batch, for a fully connected net on images of 3 x 32 x 32 bytes. Beside it stands what the
+step would take if it grew as its multiplications do, at the speed of the sweep's cheapest multiplication. The last
+table is memory: the most that Python and NumPy have allocated at a time while a Solver trains, and the sum of what must
+be there: data, parameters, their gradients and Adam's averages, and the outputs of all layers for a batch.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpnn import Airbench, FullyConnectedNet, Model, Solver, ThreeLayerConvNet
+from xpnn.training import Callback
+
+PIXELS = 3 * 32 * 32
+SWEEPS: dict[str, list[dict[str, int]]] = {
+    "batch": [{"batch": size} for size in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)],
+    "width": [{"width": width} for width in (50, 100, 250, 500, 1000, 2000, 4000)],
+    "depth": [{"depth": depth} for depth in (1, 2, 5, 10, 20, 50)],
+    "images": [{"images": count} for count in (1000, 10_000, 100_000, 1_000_000, 10_000_000)],
+}
+USUAL = {"batch": 100, "width": 200, "depth": 4, "images": 20_000}
+SECONDS = 4.0  # for each point
+
+
+class Clock(Callback):
+    """The seconds of each step, until time is up."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.perf_counter()
+        self.steps: list[float] = []
+
+    def on_iteration(self, solver: Solver) -> None:
+        now = time.perf_counter()
+        self.steps.append(now - self.last)
+        if now - self.began > SECONDS and len(self.steps) > 5:
+            solver.stop("time is up")
+        self.last = time.perf_counter()
+
+
+def images(count: int, folder: str) -> dict[str, np.ndarray]:
+    """Random labels, and images of zeros in a file that is mapped into memory, whose pages are made when read."""
+    X = np.memmap(Path(folder) / f"{count}.bytes", np.uint8, "w+", shape=(count, PIXELS))
+    y = np.random.default_rng(0).integers(0, 10, count)
+    return {"X_train": X, "y_train": y, "X_val": X[:100], "y_val": y[:100]}
+
+
+def train(model: Model, data: dict[str, np.ndarray], batch: int, clock: Clock) -> None:
+    options: dict[str, Any] = {"update_rule": "adam", "num_train_samples": 1, "seed": 0, "verbose": False}
+    Solver(model, data, batch_size=batch, num_epochs=10**6, callbacks=[clock], **options).train()
+
+
+def multiplications(batch: int, width: int, depth: int, images: int) -> int:
+    """Of one image, in all products of a step: forward, and two backward, of which the first layer has one."""
+    return 2 * PIXELS * width + 3 * width * ((depth - 1) * width + 10)
+
+
+def time_per_image(folder: str, **setting: int) -> float:
+    model, clock = FullyConnectedNet([setting["width"]] * setting["depth"], rng=0), Clock()
+    train(model, images(setting["images"], folder), setting["batch"], clock)
+    return 1e6 * statistics.median(clock.steps[2:]) / setting["batch"]
+
+
+def memory(model: Model, count: int, batch: int) -> tuple[float, float]:
+    """Megabytes: the most that was allocated at a time, and what must be there."""
+    shapes = [layer.output_shape(shape) for layer, shape in model.net.walk(model.input_shape)]
+    numbers = 4 * model.params.size + batch * sum(int(np.prod(shape)) for shape in shapes)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    X, y = np.zeros((count, *model.input_shape), np.uint8), np.zeros(count, np.int64)
+    data = {"X_train": X, "y_train": y, "X_val": X[:100], "y_val": y[:100]}
+    train(model, data, batch, Clock())
+    peak = tracemalloc.get_traced_memory()[1] - before + model.params.flat.nbytes
+    tracemalloc.stop()
+    return peak / 1e6, (4 * numbers + X.nbytes + y.nbytes) / 1e6
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, sweep in zip(figure.subplots(2, 2).flat, SWEEPS, strict=True):
+        points = [row for row in rows if row["sweep"] == sweep]
+        sizes = [row[sweep] for row in points]
+        axes.loglog(sizes, [row["us_per_image"] for row in points], "o-", label="training")
+        axes.loglog(sizes, [row["us_as_multiplications"] for row in points], "--", label="as its multiplications grow")
+        axes.set(xlabel={"images": "images in the data set"}.get(sweep, sweep), ylabel="microseconds per image")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(file, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    out = parser.parse_args().out
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for sweep, settings in SWEEPS.items():
+            points = [USUAL | setting for setting in settings]
+            times = [time_per_image(folder, **point) for point in points]
+            counts = [multiplications(**point) for point in points]
+            cheapest = min(t / count for t, count in zip(times, counts, strict=True))
+            print(f"{sweep:>10s}  us per image  as multiplications grow")
+            for point, us, count in zip(points, times, counts, strict=True):
+                rows.append({"sweep": sweep, **point, "us_per_image": us, "us_as_multiplications": count * cheapest})
+                print(f"{point[sweep]:>10,d}  {us:12.2f}  {count * cheapest:23.2f}")
+    print("net         MB at most  MB needed  ratio")
+    nets = {
+        "4 x 500": FullyConnectedNet([500] * 4, rng=0),
+        "convnet": ThreeLayerConvNet(rng=0),
+        "airbench": Airbench(rng=0),
+    }
+    for name, model in nets.items():
+        peak, needed = memory(model, 50_000, 100)
+        rows.append({"memory": name, "peak_mb": peak, "needed_mb": needed})
+        print(f"{name:10s}  {peak:10.0f}  {needed:9.0f}  {peak / needed:5.2f}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "growth.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    draw(rows, out / "growth.png")
+    print(f"the picture is {out / 'growth.png'}")
+
+
+if __name__ == "__main__":
+    main()
