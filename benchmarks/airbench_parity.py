@@ -1,6 +1,6 @@
 """First steps of airbench94 on CIFAR-10, here and in PyTorch: the same weights and batches, and so the same losses.
 
-python benchmarks/airbench_parity.py --data FOLDER      needs torch and pytest; some minutes on two cores of a CPU
+python benchmarks/airbench_parity.py --data FOLDER      needs pytest and torch; some minutes on two cores of a CPU
 
 Both train by the recipe of ``xpnn train cifar10 --model airbench``. PyTorch's side is the transcription of
 airbench94_muon.py in tests/oracle, in one precision. The whitening is of the first 5,000 images, crops and flips are

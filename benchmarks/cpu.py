@@ -1,6 +1,6 @@
 """Time and memory of a training step on the CPU, beside PyTorch, JAX and the matrix products alone.
 
-python benchmarks/cpu.py                        needs torch and jax; about ten minutes on two cores
+python benchmarks/cpu.py                        needs pytest, torch and jax; about ten minutes on two cores
 python benchmarks/cpu.py --works "4 x 500"      some of the works
 python benchmarks/cpu.py --variants xpnn torch  some of the variants
 
@@ -58,10 +58,11 @@ def measure(variant: str, work: str) -> dict[str, list[float] | float] | None:
         call = TRAINING[variant](work)
     if call is None:
         return None
+    from xpnn.memory import kept
     from xpnn.threads import steady
 
     times: list[float] = []
-    with steady():  # as the Solver trains
+    with steady(), kept():  # as the Solver trains
         began = time.perf_counter()
         while len(times) < 10 or (len(times) < 120 and time.perf_counter() - began < SECONDS):
             start = time.perf_counter()

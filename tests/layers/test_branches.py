@@ -10,6 +10,7 @@ from xpnn.layers import (
     BatchNorm,
     Concat,
     Conv,
+    Dropout,
     Flatten,
     GlobalAvgPool,
     Identity,
@@ -215,3 +216,25 @@ def test_flatten_keeps_the_order_whatever_the_layout(kind, dtype):
     dx, _ = Flatten().backward(out, cache)
     kind.assert_close(dx, x.astype(dtype))
     assert Flatten().output_shape((3, 2, 2)) == (12,)
+
+
+def test_scores_are_the_output_of_forward_in_test_mode(kind):
+    block = Sequential(Residual(Affine(4), BatchNorm(), Dropout(0.5), shortcut=Affine(4)), ReLU())
+    net = Sequential(Concat(block, Parallel(Affine(2), Affine(2))), Affine(3))
+    model = built(net, (4,), kind)
+    x = kind(normals((5, 4)))
+    model.loss(x, kind(np.array([0, 1, 2, 0, 1])))  # moves the running statistics
+    expected, _ = net.forward(x, train=False)
+    assert kind.to_numpy(model.loss(x)).tolist() == kind.to_numpy(expected).tolist()
+
+
+def test_a_container_with_a_forward_of_its_own_is_asked_for_scores(kind):
+    class Doubled(Sequential):
+        def forward(self, x, train=False):
+            out, cache = super().forward(x, train)
+            return 2.0 * out, cache
+
+    net = Doubled(Affine(3))
+    model = built(Sequential(net), (4,), kind)
+    x = kind(normals((5, 4)))
+    assert kind.to_numpy(model.loss(x)).tolist() == kind.to_numpy(net.forward(x)[0]).tolist()

@@ -5,10 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from xpnn import FullyConnectedNet, kernels
+from xpnn import FullyConnectedNet, Model, kernels
 from xpnn.kernels.numpy import convolution
 from xpnn.kernels.numpy.workspace import forget
-from xpnn.layers import conv_backward, conv_forward
+from xpnn.layers import Affine, Parallel, ReLU, Residual, Sequential, conv_backward, conv_forward
 from xpnn.optim import Optimizer
 
 pytestmark = pytest.mark.skipif(
@@ -40,6 +40,14 @@ def test_a_step_allocates_nothing_of_the_size_of_its_weights(rule):
     largest = model.params["W1"].nbytes
     # ten examples of 1,000 numbers are 40 kB: activations and their gradients of two layers
     assert peak_of(step) < 0.2 * largest
+
+
+def test_scores_keep_nothing_of_the_layers_before():
+    layers = [layer for _ in range(10) for layer in (Affine(100), ReLU())]
+    model = Model(Sequential(Residual(*layers), Parallel(Affine(100), Affine(100))), (100,), rng=0)
+    x = np.ones((1000, 100), "float32")
+    # a layer's input and output, and what two branches add up
+    assert peak_of(lambda: model.loss(x)) < 4.5 * x.nbytes
 
 
 @pytest.mark.parametrize("shape", [(20, 16, 32, 16, 3), (50, 3, 32, 8, 5)])

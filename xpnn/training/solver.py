@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xpnn import backend as backends
+from xpnn import memory
 from xpnn.arguments import check_flag, check_number
 from xpnn.backend import Array
 from xpnn.data import Dataset
@@ -285,7 +286,7 @@ class Solver(Resumable):
         self._last = {}
         self._started = time.perf_counter() - self.seconds
         self._set_learning_rate()
-        with deferred_interrupt(self.stop), steady(), contextlib.ExitStack() as at_the_end:
+        with deferred_interrupt(self.stop), steady(), memory.kept(), contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
                 callback.on_train_start(self)
                 at_the_end.callback(callback.on_train_end, self)

@@ -18,6 +18,10 @@ def elementwise(fill: Callable[..., None], inputs: Sequence[np.ndarray], outputs
     out = tuple(np.empty_like(first, subok=False) for _ in range(outputs))
     flat: list[Any] = [_flat(array) for array in (first, *others, *out)]
 
+    if first.size <= WORTH_A_THREAD:
+        fill(*flat)
+        return out
+
     def fill_blocks(part: slice) -> None:
         for block in split(part, BLOCK):
             fill(*(array[block] for array in flat))
@@ -42,5 +46,7 @@ def _laid_out(x: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 def _flat(x: np.ndarray) -> np.ndarray | None:
     """A view of all numbers in the order of memory; None where there are gaps between them."""
+    if x.flags.c_contiguous:
+        return x.reshape(-1)
     packed = x.transpose(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
     return packed.reshape(-1) if packed.flags.c_contiguous else None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xpnn.kernels.numpy.blocks import split
+from xpnn.kernels.numpy.rows import block_sum
 from xpnn.kernels.numpy.special import fill_erf
 from xpnn.kernels.numpy.workspace import workspace
 from xpnn.special import GELU_FAR
@@ -118,6 +119,41 @@ def gelu(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
     density *= 1.0 / math.sqrt(2.0 * math.pi)
     density *= x
     slope += density
+
+
+def block_moments(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = block_sum(block) / len(block)
+    centered = block - mean
+    centered *= centered
+    return mean, block_sum(centered)
+
+
+def normalize(x: np.ndarray, out: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> None:
+    np.subtract(x, mean, out=out)
+    out *= scale
+    out += beta
+
+
+def gradient_sums(dout: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    products = x - mean
+    products *= dout
+    return block_sum(dout), block_sum(products)
+
+
+def input_gradient(
+    dout: np.ndarray,
+    x: np.ndarray,
+    dx: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    slope: np.ndarray,
+) -> None:
+    centered = x - mean
+    centered *= slope
+    np.subtract(dout, shift, out=dx)
+    dx -= centered
+    dx *= scale
 
 
 def window_max(x: np.ndarray, window: Window, out: np.ndarray, place: np.ndarray) -> None:

@@ -5,6 +5,7 @@ Each passes once over memory on one core. Scalars have the dtype of the arrays.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
@@ -14,9 +15,12 @@ from xpnn.kernels.numpy import blockwise
 from xpnn.windows import Window
 
 
-def compiled(loop: Callable[..., Any]) -> Any:
-    # Multiplying and adding may be one operation; a division by zero is infinite, as in NumPy.
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(loop)
+def compiled(loop: Callable[..., Any], fuse: bool = True) -> Any:
+    # A division by zero is infinite, as in NumPy. Multiplying and adding may be fused, rounded once.
+    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"} if fuse else False)(loop)
+
+
+as_numpy_rounds = partial(compiled, fuse=False)
 
 
 @compiled
@@ -122,6 +126,52 @@ def _exp(x):
     p = p * r + np.float32(5.0000001201e-1)
     two_to_n = np.int32((np.int32(n) + 127) << 23).view(np.float32)
     return (p * r * r + r + np.float32(1.0)) * two_to_n
+
+
+def block_moments(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (blockwise.block_moments if block.dtype == np.float16 else _block_moments)(block)
+
+
+@compiled
+def _block_moments(block):
+    n, d = block.shape
+    mean, squares = np.zeros(d, block.dtype), np.zeros(d, block.dtype)
+    for i in range(n):
+        for j in range(d):
+            mean[j] += block[i, j]
+    mean /= block.dtype.type(n)
+    for i in range(n):
+        for j in range(d):
+            centered = block[i, j] - mean[j]
+            squares[j] += centered * centered
+    return mean, squares
+
+
+@as_numpy_rounds
+def normalize(x, out, mean, scale, beta):
+    n, d = x.shape
+    for i in range(n):
+        for j in range(d):
+            out[i, j] = (x[i, j] - mean[j]) * scale[j] + beta[j]
+
+
+@compiled
+def gradient_sums(dout, x, mean):
+    n, d = x.shape
+    sums, products = np.zeros(d, dout.dtype), np.zeros(d, dout.dtype)
+    for i in range(n):
+        for j in range(d):
+            sums[j] += dout[i, j]
+            products[j] += dout[i, j] * (x[i, j] - mean[j])
+    return sums, products
+
+
+@as_numpy_rounds
+def input_gradient(dout, x, dx, mean, scale, shift, slope):
+    n, d = x.shape
+    for i in range(n):
+        for j in range(d):
+            dx[i, j] = (dout[i, j] - shift[j] - (x[i, j] - mean[j]) * slope[j]) * scale[j]
 
 
 def window_max(x: np.ndarray, window: Window, out: np.ndarray, place: np.ndarray) -> None:

@@ -50,7 +50,9 @@ def block_sum(block: np.ndarray) -> np.ndarray:
 
 
 def sum_of(sums: Sequence[np.ndarray], d: int) -> np.ndarray:
-    """The sum (D,) of sums (k D,) of blocks, in float64."""
+    """The sum (D,) of sums (k D,) of blocks, in float64 where there are several."""
+    if len(sums) == 1 and len(sums[0]) == d:
+        return sums[0]
     return np.add.reduce(columns(sums, d), axis=0)
 
 
