@@ -1,12 +1,13 @@
 """How the cost of training on the CPU grows: with the batch, the width, the depth and the number of images.
 
-python benchmarks/growth.py      about four minutes on two cores
+python benchmarks/growth.py      about three minutes on two cores
 
 Each point is the median time of a training step of the Solver (gather a batch, loss and gradients, Adam, float32),
-divided by the images of a batch, for a fully connected net on images of 3 x 32 x 32 bytes. Beside it stands what the
-step would take if it grew as its multiplications do, at the speed of the sweep's cheapest multiplication. The last
-table is memory: the most that Python and NumPy have allocated at a time while a Solver trains, and the sum of what must
-be there: data, parameters, their gradients and Adam's averages, and the outputs of all layers for a batch.
+divided by the images of a batch, for a fully connected net on images of bytes, 3 x 32 x 32 of them or, where their
+number grows, 3 x 8 x 8, in a file that is mapped into memory. Beside it stands the time of the step's matrix products
+alone, written into place. The last table is memory: the most that Python and NumPy have allocated at a time while a
+Solver trains, and the sum of what must be there: data, parameters, their gradients and Adam's averages, and the outputs
+of all layers for a batch.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,13 @@ import numpy as np
 from xpnn import Airbench, FullyConnectedNet, Model, Solver, ThreeLayerConvNet
 from xpnn.training import Callback
 
-PIXELS = 3 * 32 * 32
 SWEEPS: dict[str, list[dict[str, int]]] = {
     "batch": [{"batch": size} for size in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)],
     "width": [{"width": width} for width in (50, 100, 250, 500, 1000, 2000, 4000)],
     "depth": [{"depth": depth} for depth in (1, 2, 5, 10, 20, 50)],
-    "images": [{"images": count} for count in (1000, 10_000, 100_000, 1_000_000, 10_000_000)],
+    "images": [{"images": count, "side": 8} for count in (1000, 10_000, 100_000, 1_000_000, 10_000_000)],
 }
-USUAL = {"batch": 100, "width": 200, "depth": 4, "images": 20_000}
+USUAL = {"batch": 100, "width": 200, "depth": 4, "images": 20_000, "side": 32}
 SECONDS = 4.0  # for each point
 
 
@@ -49,9 +50,13 @@ class Clock(Callback):
         self.last = time.perf_counter()
 
 
-def images(count: int, folder: str) -> dict[str, np.ndarray]:
-    """Random labels, and images of zeros in a file that is mapped into memory, whose pages are made when read."""
-    X = np.memmap(Path(folder) / f"{count}.bytes", np.uint8, "w+", shape=(count, PIXELS))
+def images(count: int, pixels: int, folder: str) -> dict[str, np.ndarray]:
+    """Random labels, and images of zeros in a file that is mapped into memory."""
+    file = Path(folder) / f"{count}_{pixels}.bytes"
+    with file.open("wb") as stream:
+        for part in range(0, count, 10_000):
+            stream.write(bytes(min(10_000, count - part) * pixels))
+    X = np.memmap(file, np.uint8, "r", shape=(count, pixels))
     y = np.random.default_rng(0).integers(0, 10, count)
     return {"X_train": X, "y_train": y, "X_val": X[:100], "y_val": y[:100]}
 
@@ -61,15 +66,27 @@ def train(model: Model, data: dict[str, np.ndarray], batch: int, clock: Clock) -
     Solver(model, data, batch_size=batch, num_epochs=10**6, callbacks=[clock], **options).train()
 
 
-def multiplications(batch: int, width: int, depth: int, images: int) -> int:
-    """Of one image, in all products of a step: forward, and two backward, of which the first layer has one."""
-    return 2 * PIXELS * width + 3 * width * ((depth - 1) * width + 10)
-
-
-def time_per_image(folder: str, **setting: int) -> float:
-    model, clock = FullyConnectedNet([setting["width"]] * setting["depth"], rng=0), Clock()
-    train(model, images(setting["images"], folder), setting["batch"], clock)
-    return 1e6 * statistics.median(clock.steps[2:]) / setting["batch"]
+def times_per_image(
+    folder: str, batch: int, width: int, depth: int, images_count: int, side: int
+) -> tuple[float, float]:
+    """Microseconds: of a training step, and of its products alone."""
+    pixels = 3 * side * side
+    model, clock = FullyConnectedNet([width] * depth, input_dim=pixels, rng=0), Clock()
+    train(model, images(images_count, pixels, folder), batch, clock)
+    sizes = [pixels, *[width] * depth, 10]
+    layers = [(np.ones((batch, d), "f4"), np.ones((d, m), "f4"), np.ones((batch, m), "f4")) for d, m in pairwise(sizes)]
+    outs = [tuple(np.empty_like(array) for array in layer) for layer in layers]
+    products = []
+    began = time.perf_counter()
+    while len(products) < 5 or time.perf_counter() - began < SECONDS / 2:
+        start = time.perf_counter()
+        for (x, w, dout), (dx, dw, out) in zip(layers, outs, strict=True):
+            np.matmul(x, w, out=out)
+            np.matmul(x.T, dout, out=dw)
+            if x is not layers[0][0]:
+                np.matmul(dout, w.T, out=dx)
+        products.append(time.perf_counter() - start)
+    return tuple(1e6 * statistics.median(times[2:]) / batch for times in (clock.steps, products))
 
 
 def memory(model: Model, count: int, batch: int) -> tuple[float, float]:
@@ -91,10 +108,10 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, sweep in zip(figure.subplots(2, 2).flat, SWEEPS, strict=True):
-        points = [row for row in rows if row["sweep"] == sweep]
+        points = [row for row in rows if row.get("sweep") == sweep]
         sizes = [row[sweep] for row in points]
         axes.loglog(sizes, [row["us_per_image"] for row in points], "o-", label="training")
-        axes.loglog(sizes, [row["us_as_multiplications"] for row in points], "--", label="as its multiplications grow")
+        axes.loglog(sizes, [row["products_us_per_image"] for row in points], "--", label="its products alone")
         axes.set(xlabel={"images": "images in the data set"}.get(sweep, sweep), ylabel="microseconds per image")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -108,14 +125,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for sweep, settings in SWEEPS.items():
-            points = [USUAL | setting for setting in settings]
-            times = [time_per_image(folder, **point) for point in points]
-            counts = [multiplications(**point) for point in points]
-            cheapest = min(t / count for t, count in zip(times, counts, strict=True))
-            print(f"{sweep:>10s}  us per image  as multiplications grow")
-            for point, us, count in zip(points, times, counts, strict=True):
-                rows.append({"sweep": sweep, **point, "us_per_image": us, "us_as_multiplications": count * cheapest})
-                print(f"{point[sweep]:>10,d}  {us:12.2f}  {count * cheapest:23.2f}")
+            print(f"{sweep:>10s}  us per image  products alone")
+            for setting in settings:
+                point = USUAL | setting
+                training, products = times_per_image(folder, *point.values())
+                rows.append({"sweep": sweep, **point, "us_per_image": training, "products_us_per_image": products})
+                print(f"{point[sweep]:>10,d}  {training:12.2f}  {products:14.2f}")
     print("net         MB at most  MB needed  ratio")
     nets = {
         "4 x 500": FullyConnectedNet([500] * 4, rng=0),
