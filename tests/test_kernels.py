@@ -148,7 +148,8 @@ CALLS = {
     ],
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
-        (x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)
+        *((x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)),
+        (normals(1, 4, 5, 6), normals(40, 4, 3, 3, seed=1), normals(40, seed=2), Window((3, 3)), 1),
     ],
     "layers.convolution.correlate_filter_grad": [
         (dout, x, window, groups) for x, _, _, dout, window, groups in EACH_CONVOLUTION

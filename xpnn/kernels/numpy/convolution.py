@@ -26,16 +26,20 @@ from xpnn.kernels.numpy import winograd
 from xpnn.kernels.numpy.blocks import split
 from xpnn.kernels.numpy.products import WORTH_A_THREAD
 from xpnn.kernels.numpy.workspace import workspace
+from xpnn.layers import convolution as definition
 from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
 STRIPS = 2 * 2**20  # bytes, for each thread
+FEW_IMAGES = 2  # of scores as they are asked for one by one
 ONE_PIXEL = Window((1, 1))
 
 
 @kernel("layers.convolution.correlate", "numpy")
 def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int) -> np.ndarray:
     n, f, (height, width) = x.shape[0], w.shape[0], window.counts(x.shape[2:])
+    if n <= FEW_IMAGES and height * width < f:  # filters in another order would cost more than their products
+        return definition.correlate(x, w, b, window, groups)
     if winograd.suits(window, x.shape[1], f, groups, (height, width)):
         return winograd.correlate(x, w, b, window)
     filters, dtype = _matrices(w, groups), np.result_type(x, w)
