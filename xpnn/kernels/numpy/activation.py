@@ -19,7 +19,8 @@ def positive_part(x: np.ndarray) -> np.ndarray:
 
 @kernel("layers.activation.where_positive", "numpy")
 def where_positive(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
-    return elementwise(loops.where_positive, [dout, out], 1)[0]
+    # In memory as the output was, which the layer before likes best.
+    return elementwise(lambda out, dout, dx: loops.where_positive(dout, out, dx), [out, dout], 1)[0]
 
 
 @kernel("layers.activation.gelu_and_slope", "numpy")

@@ -37,6 +37,14 @@ def split(part: slice, length: int) -> Iterator[slice]:
         yield slice(start, min(start + length, part.stop))
 
 
+def evenly(part: slice, length: int) -> Iterator[slice]:
+    """Yield the part in slices of equal length, about that length or of one."""
+    n = part.stop - part.start
+    count = max(min(round(n / max(length, 1)), n), 1)
+    for i in range(count if n else 0):
+        yield slice(part.start + n * i // count, part.start + n * (i + 1) // count)
+
+
 def _laid_out(x: np.ndarray, like: np.ndarray) -> np.ndarray:
     """The same numbers, in memory as those of another array."""
     copy = np.empty_like(like, dtype=x.dtype, subok=False)

@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnn.kernels import kernel
 from xpnn.kernels.numpy import winograd
-from xpnn.kernels.numpy.blocks import split
+from xpnn.kernels.numpy.blocks import evenly
 from xpnn.kernels.numpy.products import WORTH_A_THREAD
 from xpnn.kernels.numpy.workspace import workspace
 from xpnn.layers import convolution as definition
@@ -182,4 +182,4 @@ def _rows(images: np.ndarray) -> np.ndarray:
 
 def _chunks_of(images: slice, numbers: int, dtype: np.dtype) -> Iterator[slice]:
     """A few images at a time, where so many numbers of the dtype are written out for each."""
-    return split(images, STRIPS // max(numbers * dtype.itemsize, 1))
+    return evenly(images, STRIPS // max(numbers * dtype.itemsize, 1))

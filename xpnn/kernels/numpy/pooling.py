@@ -18,7 +18,7 @@ def window_max(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
     pixels = x.transpose(0, 2, 3, 1)
 
     def fill(images: slice) -> None:
-        loops.window_max(pixels[images], window, out[images], place[images])
+        loops.window_max(np.ascontiguousarray(pixels[images]), window, out[images], place[images])
 
     share(fill, len(x), WORTH_A_THREAD // max(x[:1].size, 1), along=True)
     return out.transpose(0, 3, 1, 2), place.transpose(0, 3, 1, 2)
@@ -35,7 +35,8 @@ def window_max_grad(dout: np.ndarray, place: np.ndarray, image: Pair, window: Wi
     def fill(images: slice) -> None:
         dx[images, rows:] = 0
         dx[images, :, cols:] = 0
-        loops.window_max_grad(douts[images], places[images], window, dx[images])
+        ours = (np.ascontiguousarray(array[images]) for array in (douts, places))
+        loops.window_max_grad(*ours, window, dx[images])
 
     share(fill, len(dout), WORTH_A_THREAD // max(dout[:1].size, 1), along=True)
     return dx.transpose(0, 3, 1, 2)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from xpnn.kernels.numpy.blocks import split
+from xpnn.kernels.numpy.blocks import evenly
 from xpnn.kernels.numpy.loops import COMPILED, loops
 from xpnn.kernels.numpy.products import WORTH_A_THREAD
 from xpnn.kernels.numpy.workspace import workspace
@@ -63,14 +63,16 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window) -> np
     shape, dtype = (16, c, f), np.result_type(dout, x)
 
     def sums(images: slice) -> np.ndarray:
-        total = np.zeros(shape, dtype)
-        product = workspace("products", shape, dtype)
+        total, into = np.zeros(shape, dtype), workspace("products", shape, dtype)
         for chunk, tiles in _tiles(x, images, window):
             (_, _, count, rows, cols, _) = tiles.shape
-            padded = _padded("padded", dout[chunk], (count, 2 * rows, 2 * cols, f), (0, 0))
+            padded = _padded(dout[chunk], (count, 2 * rows, 2 * cols, f), (0, 0))
             douts = workspace("douts", (*tiles.shape[:-1], f), dout.dtype)
             loops.gradient_transform(padded, douts)
-            total += np.matmul(_matrices(tiles).swapaxes(1, 2), _matrices(douts), out=product)
+            first = chunk.start == images.start
+            product = np.matmul(_matrices(tiles).swapaxes(1, 2), _matrices(douts), out=total if first else into)
+            if not first:
+                total += product
         return total
 
     total, *others = share(sums, len(x), _least(c * f, (height, width)))
@@ -82,9 +84,9 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window) -> np
 def _tiles(x: np.ndarray, images: slice, window: Window) -> Iterator[tuple[slice, np.ndarray]]:
     """A few images at a time: which they are, and their tiles' transforms (4, 4, n, rows, columns, C)."""
     rows, cols = _tile_counts(window.counts(x.shape[2:]))
-    for chunk in split(images, TILES // (rows * cols)):
+    for chunk in evenly(images, TILES // (rows * cols)):
         count, c = chunk.stop - chunk.start, x.shape[1]
-        padded = _padded("padded", x[chunk], (count, 2 * rows + 2, 2 * cols + 2, c), window.pad)
+        padded = _padded(x[chunk], (count, 2 * rows + 2, 2 * cols + 2, c), window.pad)
         tiles = workspace("tiles", (4, 4, count, rows, cols, c), x.dtype)
         loops.input_transform(padded, tiles)
         yield chunk, tiles
@@ -94,12 +96,13 @@ def _tile_counts(counts: Pair) -> Pair:
     return (counts[0] + 1) // 2, (counts[1] + 1) // 2
 
 
-def _padded(name: str, x: np.ndarray, shape: tuple[int, int, int, int], pad: Pair) -> np.ndarray:
+def _padded(x: np.ndarray, shape: tuple[int, int, int, int], pad: Pair) -> np.ndarray:
     """Images (N, C, H, W) as (N, H', W', C), among zeros."""
-    padded = workspace(name, shape, x.dtype)
-    (ph, pw), (height, width) = pad, x.shape[2:]
-    padded[...] = 0
-    padded[:, ph : ph + height, pw : pw + width] = x.transpose(0, 2, 3, 1)
+    padded = workspace("padded", shape, x.dtype)
+    (top, left), (height, width) = pad, x.shape[2:]
+    padded[:, top : top + height, left : left + width] = x.transpose(0, 2, 3, 1)
+    padded[:, :top] = padded[:, top + height :] = 0
+    padded[:, :, :left] = padded[:, :, left + width :] = 0
     return padded
 
 
