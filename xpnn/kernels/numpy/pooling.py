@@ -35,8 +35,8 @@ def window_max_grad(dout: np.ndarray, place: np.ndarray, image: Pair, window: Wi
     def fill(images: slice) -> None:
         dx[images, rows:] = 0
         dx[images, :, cols:] = 0
-        ours = (np.ascontiguousarray(array[images]) for array in (douts, places))
-        loops.window_max_grad(*ours, window, dx[images])
+        dout, place = np.ascontiguousarray(douts[images]), np.ascontiguousarray(places[images])
+        loops.window_max_grad(dout, place, window, dx[images])
 
     share(fill, len(dout), WORTH_A_THREAD // max(dout[:1].size, 1), along=True)
     return dx.transpose(0, 3, 1, 2)
