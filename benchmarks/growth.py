@@ -5,7 +5,8 @@ python benchmarks/growth.py      about three minutes on two cores
 Each point is the median time of a training step of the Solver (gather a batch, loss and gradients, Adam, float32),
 divided by the images of a batch, for a fully connected net on images of bytes, 3 x 32 x 32 of them or, where their
 number grows, 3 x 8 x 8, in a file that is mapped into memory. Beside it stands the time of the step's matrix products
-alone, written into place. The last table is memory: the most that Python and NumPy have allocated at a time while a
+alone, written into place. The second table is what surrounds the arithmetic: a step of the same layers on single
+numbers, as a part of the step. The last is memory: the most that Python and NumPy have allocated at a time while a
 Solver trains, and the sum of what must be there: data, parameters, their gradients and Adam's averages, and the outputs
 of all layers for a batch.
 """
@@ -89,6 +90,13 @@ def times_per_image(
     return tuple(1e6 * statistics.median(times[2:]) / batch for times in (clock.steps, products))
 
 
+def step_time(folder: str, pixels: int, sizes: list[int], batch: int) -> float:
+    """Milliseconds of a step of the Solver."""
+    model, clock = FullyConnectedNet(sizes, input_dim=pixels, rng=0), Clock()
+    train(model, images(20_000, pixels, folder), batch, clock)
+    return 1e3 * statistics.median(clock.steps[2:])
+
+
 def memory(model: Model, count: int, batch: int) -> tuple[float, float]:
     """Megabytes: the most that was allocated at a time, and what must be there."""
     shapes = [layer.output_shape(shape) for layer, shape in model.net.walk(model.input_shape)]
@@ -131,6 +139,11 @@ def main() -> None:
                 training, products = times_per_image(folder, *point.values())
                 rows.append({"sweep": sweep, **point, "us_per_image": training, "products_us_per_image": products})
                 print(f"{point[sweep]:>10,d}  {training:12.2f}  {products:14.2f}")
+        print("net         ms per step  of single numbers   part")
+        for name, sizes in {"4 x 500": [500] * 4, "5 x 100": [100] * 5}.items():
+            step, single = step_time(folder, 3072, sizes, 100), step_time(folder, 1, [1] * len(sizes), 1)
+            rows.append({"net": name, "step_ms": step, "single_numbers_ms": single})
+            print(f"{name:10s}  {step:11.2f}  {single:17.3f}  {single / step:5.1%}")
     print("net         MB at most  MB needed  ratio")
     nets = {
         "4 x 500": FullyConnectedNet([500] * 4, rng=0),

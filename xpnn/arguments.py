@@ -25,6 +25,17 @@ def check_whole(where: str, name: str, value: Any, least: int = 1) -> int:
     )
 
 
+def check_sizes(where: str, name: str, values: Any) -> list[int]:
+    """Return whole numbers of at least 1, one of them at least."""
+    try:
+        sizes = list(values)
+    except TypeError:
+        sizes = []
+    if not sizes:
+        raise SettingError(f"{where}: expected {name}, one whole number at least; received {values!r:.60}")
+    return [check_whole(where, f"each of {name}", size) for size in sizes]
+
+
 def check_number(where: str, expected: str, value: Any, accepts: Callable[[Any], bool] = math.isfinite) -> float:
     """Return a finite real number that `accepts` takes, as Python's: a scalar of NumPy would make float32 float64."""
     try:

@@ -182,7 +182,7 @@ def test_what_is_no_images_is_refused(x, received):
 
 
 def test_no_blocks_are_refused():
-    with pytest.raises(SettingError, match="Airbench: expected at least one width; received none"):
+    with pytest.raises(SettingError, match=r"Airbench: expected widths, one whole number at least; received \(\)"):
         Airbench(widths=())
 
 

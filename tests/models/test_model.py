@@ -13,7 +13,7 @@ from xpnn.errors import BackendUnavailable, CheckpointError, SettingError
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Spec, Standardize
 from xpnn.layers.initializers import constant, normal
 from xpnn.losses import softmax_loss, svm_loss
-from xpnn.models import FullyConnectedNet, Model, ResNet, ThreeLayerConvNet, VisionTransformer
+from xpnn.models import Airbench, FullyConnectedNet, Model, ResNet, ThreeLayerConvNet, VisionTransformer
 from xpnn.models.model import best_labels
 from xpnn.optim import Optimizer
 from xpnn.parameters import Parameters
@@ -603,6 +603,11 @@ def test_the_gradients_of_matrices_are_written_straight_into_the_buffer(kind):
         (lambda: ThreeLayerConvNet(filter_size="a"), "ThreeLayerConvNet: expected filter_size, a whole number of at l"),
         (lambda: ThreeLayerConvNet(5), "model: expected input_shape, a tuple such as (3, 32, 32); received 5"),
         (lambda: ResNet("a"), "ResNet: expected a depth of 6 n + 2, such as 20 or 56; received 'a'"),
+        (lambda: ResNet(8, widths=3), "ResNet: expected widths, one whole number at least; received 3"),
+        (
+            lambda: Airbench(widths=(8, 0)),
+            "Airbench: expected each of widths, a whole number of at least 1, below 2**31; received 0",
+        ),
         (lambda: VisionTransformer(depth="a"), "VisionTransformer: expected depth, a whole number of at least 0"),
     ],
 )

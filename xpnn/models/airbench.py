@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from xpnn.arguments import check_sizes
 from xpnn.backend import Array, Backend, Shape, describe, get, is_array, namespace, to_numpy
-from xpnn.errors import SettingError
 from xpnn.layers import GELU, BatchNorm, Conv, Flatten, Linear, MaxPool, Scale, Sequential, Standardize
 from xpnn.layers.initializers import constant, dirac, torch_default, uniform, whitening
 from xpnn.layers.layer import Initializer
@@ -55,8 +55,7 @@ class Airbench(Model):
         **options: Any,
     ) -> None:
         channels, fan_in = input_dim[0], 4 * input_dim[0]
-        if len(widths) < 1:
-            raise SettingError("Airbench: expected at least one width; received none")
+        widths = check_sizes("Airbench", "widths", widths)
         height, width = (((size - 1) >> len(widths)) // 3 for size in input_dim[1:])  # of what the head sees
         mean, std = (_by_channel(value, channels) for value in standardize)
         init = torch_default if images is None else _whitening(images, mean, std, (2 * fan_in, channels, 2, 2))

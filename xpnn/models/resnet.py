@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+from xpnn.arguments import check_sizes
 from xpnn.backend import Shape
 from xpnn.errors import SettingError
 from xpnn.layers import (
@@ -65,6 +66,7 @@ class ResNet(Model):
     ) -> None:
         if not isinstance(depth, Integral) or depth < 8 or (depth - 2) % 6:
             raise SettingError(f"ResNet: expected a depth of 6 n + 2, such as 20 or 56; received {depth!r}")
+        widths = check_sizes("ResNet", "widths", widths)
         layers = standardizing(standardize)
         layers += [_conv(widths[0], 3, name="conv1"), _batchnorm("bn1"), ReLU()]
         channels = widths[0]
