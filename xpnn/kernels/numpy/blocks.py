@@ -38,11 +38,11 @@ def split(part: slice, length: int) -> Iterator[slice]:
 
 
 def evenly(part: slice, length: int) -> Iterator[slice]:
-    """Yield the part in slices of equal length, about that length or of one."""
+    """Yield the part in slices of about that length or of one, the longest first, so that it makes room for all."""
     n = part.stop - part.start
     count = max(min(round(n / max(length, 1)), n), 1)
     for i in range(count if n else 0):
-        yield slice(part.start + n * i // count, part.start + n * (i + 1) // count)
+        yield slice(part.start - (-n * i // count), part.start - (-n * (i + 1) // count))
 
 
 def _laid_out(x: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from xpnn.kernels.numpy.workspace import workspace
 from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
-TILES = 256  # at a time: rows enough for a matrix product, few enough for a core's cache
+TILES = 128  # at a time: rows enough for a matrix product, few enough for a core's cache
 LEAST_PRODUCTS = 12 if COMPILED else 40  # for each number that is transformed
 
 
@@ -63,11 +63,11 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window) -> np
     shape, dtype = (16, c, f), np.result_type(dout, x)
 
     def sums(images: slice) -> np.ndarray:
-        total, into = np.zeros(shape, dtype), workspace("products", shape, dtype)
+        total, into = np.zeros(shape, dtype), np.empty(shape, dtype)
         for chunk, tiles in _tiles(x, images, window):
             (_, _, count, rows, cols, _) = tiles.shape
             padded = _padded(dout[chunk], (count, 2 * rows, 2 * cols, f), (0, 0))
-            douts = workspace("douts", (*tiles.shape[:-1], f), dout.dtype)
+            douts = workspace("products", (*tiles.shape[:-1], f), dout.dtype)
             loops.gradient_transform(padded, douts)
             first = chunk.start == images.start
             product = np.matmul(_matrices(tiles).swapaxes(1, 2), _matrices(douts), out=total if first else into)
