@@ -26,7 +26,6 @@ from xpnn.kernels.numpy import winograd
 from xpnn.kernels.numpy.blocks import evenly
 from xpnn.kernels.numpy.products import WORTH_A_THREAD
 from xpnn.kernels.numpy.workspace import workspace
-from xpnn.layers import convolution as definition
 from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
@@ -39,7 +38,7 @@ ONE_PIXEL = Window((1, 1))
 def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int) -> np.ndarray:
     n, f, (height, width) = x.shape[0], w.shape[0], window.counts(x.shape[2:])
     if n <= FEW_IMAGES and height * width < f:  # filters in another order would cost more than their products
-        return definition.correlate(x, w, b, window, groups)
+        return _correlate_few(x, w, b, window, groups)
     if winograd.suits(window, x.shape[1], f, groups, (height, width)):
         return winograd.correlate(x, w, b, window)
     filters, dtype = _matrices(w, groups), np.result_type(x, w)
@@ -64,6 +63,17 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window
 
     share(fill, n, _least(w.shape, height * width))
     return out.reshape(n, height, width, f).transpose(0, 3, 1, 2)
+
+
+def _correlate_few(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int) -> np.ndarray:
+    """The filters as they lie in memory, times every window as a column."""
+    (n, _, height, width), f, counts, (ph, pw) = x.shape, len(w), window.counts(x.shape[2:]), window.pad
+    padded = np.zeros((*x.shape[:2], *window.padded((height, width))), x.dtype)
+    padded[:, :, ph : ph + height, pw : pw + width] = x
+    taps = np.stack([padded[:, :, rows, cols] for rows, cols in window.slices(counts)], axis=2)
+    filters = w.reshape(groups, f // groups, -1)
+    out = np.matmul(filters, taps.reshape(n, groups, filters.shape[2], -1)).reshape(n, f, *counts)
+    return out if b is None else out + b.reshape(f, 1, 1)
 
 
 @kernel("layers.convolution.correlate_filter_grad", "numpy")
