@@ -18,8 +18,8 @@ import pytest
 
 import xpnn.kernels
 from xpnn import backend as backends
-from xpnn import kernels, random, threads
-from xpnn.kernels.numpy import winograd
+from xpnn import kernels, layers, random, threads
+from xpnn.kernels.numpy import batchnorm, winograd
 from xpnn.layers.pooling import window_max
 from xpnn.optim.rules import RULES
 from xpnn.windows import Window
@@ -69,6 +69,7 @@ def convolutions(dtype, layout):
         yield x, w, normals(6, dtype=dtype, seed=2), dout, window, groups
 
 
+DTYPES = ("float64", "float32")
 FLOATS = [(dtype, layout) for dtype in ("float64", "float32") for layout in (np.asarray, channels_last)]
 EACH_CONVOLUTION = [case for kind in FLOATS for case in convolutions(*kind)]
 IMAGES = [layout(make(3, 5, 9, 8, dtype=dtype)) for make in (normals, ties) for dtype, layout in FLOATS]
@@ -134,11 +135,16 @@ CALLS = {
         (np.array([np.inf, -np.inf, np.nan, 1.0, 2.0]), np.array([0.0, -1.0, 0.0, np.nan, np.inf])),
         (np.array(2.0), np.array(1.0)),
         (np.zeros((0, 3)), np.zeros((0, 3))),
+        *((normals(7, dtype=a), normals(7, dtype=b, seed=1)) for a, b in itertools.permutations(DTYPES, 2)),
+        (normals(7, dtype="float16"), normals(7, dtype="float16", seed=1)),
     ],
     "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
     "layers.batchnorm.moments": [(x,) for x in ROWS],
     "layers.batchnorm.normalize": [(x, *vectors(x, 3)) for x in ROWS],
-    "layers.batchnorm.gradient_sums": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 1)) for x in ROWS],
+    "layers.batchnorm.gradient_sums": [
+        *((normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 1)) for x in ROWS),
+        (normals(9, 3), normals(9, 3, dtype="float64", seed=1), normals(3, dtype="float64")),
+    ],
     "layers.batchnorm.input_gradient": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 4)) for x in ROWS],
     "products.matmul": [
         (normals(*a, dtype=dtype), normals(*b, dtype=dtype, seed=1), out)
@@ -149,7 +155,12 @@ CALLS = {
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
         *((x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)),
-        (normals(1, 4, 5, 6), normals(40, 4, 3, 3, seed=1), normals(40, seed=2), Window((3, 3)), 1),
+        *(
+            (normals(n, 4, 5, 8), normals(60, 4 // groups, *window.size, seed=1), bias, window, groups)
+            for window, groups in CONVOLUTIONS
+            for n in (0, 1, 2)
+            for bias in (normals(60, seed=2), None)
+        ),
     ],
     "layers.convolution.correlate_filter_grad": [
         (dout, x, window, groups) for x, _, _, dout, window, groups in EACH_CONVOLUTION
@@ -422,3 +433,42 @@ def test_every_cuda_source_compiles_for_every_architecture(source, architecture)
         pytest.skip(f"no CUDA compiler is installed: {error}")
     cubin, _ = program.compile((f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true"))
     assert cubin[:4] == b"\x7fELF"
+
+
+HALVES = {
+    "batchnorm": (lambda x: layers.spatial_batchnorm_forward(x, x[0, :, 0, 0], x[1, :, 0, 0], {"mode": "train"}), 0.02),
+    "conv": (lambda x: layers.conv_forward(x, x[:, :, :3, :3], None, {"pad": 1}), 0.02),
+    "gelu": (layers.gelu_forward, 0.002),
+    "max_pool": (lambda x: layers.max_pool_forward(x, {"pool_height": 2, "pool_width": 2, "stride": 2}), 0.0),
+    "relu": (layers.relu_forward, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("channels", [4, 32])
+def test_half_precision_gives_what_single_does(name, channels):
+    forward, tolerance = HALVES[name]
+    backward = getattr(layers, {"batchnorm": "spatial_batchnorm"}.get(name, name) + "_backward")
+    x = normals(channels, channels, 8, 8, dtype="float16")
+    results = []
+    for dtype in ("float16", "float32"):
+        out, cache = forward(x.astype(dtype))
+        grads = backward(normals(*out.shape, dtype="float16", seed=1).astype(dtype), cache)
+        results.append([out, *(grads if isinstance(grads, tuple) else (grads,))])
+    for half, single in zip(*results, strict=True):
+        if half is not None:
+            assert half.dtype == np.float16
+            # Sums of some hundred products, each rounded to half of 2**-10.
+            np.testing.assert_allclose(half, single, rtol=0, atol=tolerance * np.abs(single).max())
+
+
+@pytest.mark.parametrize("loops", ["blockwise", "compiled"])
+def test_a_variance_far_from_zero_is_exact_to_rounding(loops, monkeypatch):
+    if loops == "compiled":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(batchnorm, "loops", importlib.import_module(f"xpnn.kernels.numpy.{loops}"))
+    x = normals(2000, 700) + np.float32(1e4)
+    mean, var = batchnorm.moments(x)
+    exact = x.astype("float64")
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=np.finfo("float32").eps)
+    np.testing.assert_allclose(var, exact.var(axis=0), rtol=8 * np.finfo("float32").eps)  # sums of 2,000 squares

@@ -19,6 +19,14 @@ def test_freed_memory_is_kept_within_and_handed_back_afterwards(calls):
     assert calls[2:] == [(memory.TRIM_THRESHOLD, memory.USUAL)]
 
 
+def test_it_ends_with_the_last_of_those_who_keep(calls):
+    with memory.kept():
+        with memory.kept():
+            pass
+        assert calls[-1] == (memory.TRIM_THRESHOLD, memory.NEVER)
+    assert calls[-1] == (memory.TRIM_THRESHOLD, memory.USUAL)
+
+
 def test_an_error_ends_it_too(calls):
     with pytest.raises(KeyError), memory.kept():
         raise KeyError

@@ -5,7 +5,9 @@ for it again. For a net of convolutions that is a twentieth of a step.
 """
 
 import ctypes
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,27 +19,38 @@ MAPPED = 32 * 2**20  # bytes; arrays from there on are the system's own, always:
 USUAL = 2 * MAPPED  # the mark that glibc sets itself, once arrays of the size above have been freed
 NEVER = 2**31 - 1
 
+_lock = threading.Lock()
+_depth = 0  # of `kept`
+
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Within, freed memory is not handed back to the system; afterwards it may be, as before.
+    """Within, freed memory is not handed back to the system.
 
-    Does nothing where the C library is not glibc.
+    Afterwards it is, above the mark that glibc comes to by itself once large arrays have been freed; the process keeps
+    that mark. Does nothing where the C library is not glibc, or where the user has set marks in the environment.
     """
+    global _depth
     mallopt = _mallopt()
     if mallopt is None:
         yield
         return
-    mallopt(MMAP_THRESHOLD, MAPPED)
-    mallopt(TRIM_THRESHOLD, NEVER)
+    with _lock:
+        _depth += 1
+        mallopt(MMAP_THRESHOLD, MAPPED)
+        mallopt(TRIM_THRESHOLD, NEVER)
     try:
         yield
     finally:
-        mallopt(TRIM_THRESHOLD, USUAL)
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                mallopt(TRIM_THRESHOLD, USUAL)
 
 
 @cache
 def _mallopt() -> Any:
-    if not sys.platform.startswith("linux"):
+    own = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
+    if own or not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), "mallopt", None)

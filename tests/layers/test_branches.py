@@ -228,13 +228,25 @@ def test_scores_are_the_output_of_forward_in_test_mode(kind):
     assert kind.to_numpy(model.loss(x)).tolist() == kind.to_numpy(expected).tolist()
 
 
-def test_a_container_with_a_forward_of_its_own_is_asked_for_scores(kind):
-    class Doubled(Sequential):
-        def forward(self, x, train=False):
-            out, cache = super().forward(x, train)
-            return 2.0 * out, cache
+class Doubling:
+    def forward(self, x, train=False):
+        out, cache = super().forward(x, train)
+        return 2.0 * out, cache
 
-    net = Doubled(Affine(3))
+
+class Doubled(Doubling, Sequential):
+    pass
+
+
+class Quadrupled(Doubled):
+    def forward(self, x, train=False):
+        out, cache = super().forward(x, train)
+        return 2.0 * out, cache
+
+
+@pytest.mark.parametrize("container", [Doubled, Quadrupled])
+def test_a_container_with_a_forward_of_its_own_is_asked_for_scores(kind, container):
+    net = container(Affine(3))
     model = built(Sequential(net), (4,), kind)
     x = kind(normals((5, 4)))
     assert kind.to_numpy(model.loss(x)).tolist() == kind.to_numpy(net.forward(x)[0]).tolist()

@@ -1,6 +1,7 @@
 """What layers made of layers share: names and paths."""
 
 from itertools import count
+from typing import Any
 
 from xpnn.backend import describe
 from xpnn.layers.layer import Layer
@@ -18,9 +19,13 @@ class Container(Layer):
         By name, in order.
     """
 
-    def __init_subclass__(cls) -> None:
-        # Whoever changes what a container computes says so once.
-        if "forward" in vars(cls) and "infer" not in vars(cls):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Whoever changes what a container computes says so once: a forward that hides another is what inference runs.
+        forward, infer = (
+            next(i for i, base in enumerate(cls.__mro__) if name in vars(base)) for name in ("forward", "infer")
+        )
+        if forward < infer:
             cls.infer = Layer.infer  # type: ignore[method-assign]
 
     def __init__(self, *layers: Layer, name: str = "") -> None:

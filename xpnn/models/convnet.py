@@ -14,6 +14,8 @@ from xpnn.random import Generator
 class ThreeLayerConvNet(CourseModel):
     """conv - [spatial batch norm] - relu - 2x2 max pool - affine - [batch norm] - relu - affine - softmax.
 
+    The first relu is done after pooling, which gives the same.
+
     Parameters
     ----------
     input_dim : (int, int, int)
@@ -66,7 +68,7 @@ class ThreeLayerConvNet(CourseModel):
         layers.append(Conv(num_filters, filter_size, pad=(filter_size - 1) // 2, init=init, name="conv1"))
         if use_batchnorm:
             layers.append(BatchNorm(name="batchnorm1"))
-        # ReLU keeps the order of numbers: after pooling it gives the same, from a quarter of them.
+        # ReLU keeps the order of numbers, and has a quarter of them left.
         layers += [MaxPool(2), ReLU(), Affine(hidden_dim, init, name="affine2")]
         if use_batchnorm:
             layers.append(BatchNorm(name="batchnorm2"))

@@ -19,6 +19,8 @@ def positive_part(x: np.ndarray) -> np.ndarray:
 
 @kernel("layers.activation.where_positive", "numpy")
 def where_positive(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
+    if dout.dtype != out.dtype:
+        return np.where(out > 0, dout, dout.dtype.type(0))
     # In memory as the output was, which the layer before likes best.
     return elementwise(lambda out, dout, dx: loops.where_positive(dout, out, dx), [out, dout], 1)[0]
 

@@ -12,13 +12,15 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n, d = x.shape
 
     def of_block(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        mean, squares = loops.block_moments(block)
-        return np.full(mean.shape, float(len(block))), mean, squares
+        rounded, offsets, squares = loops.block_moments(block)
+        # Less what the mean lost when it was rounded: Chan, Golub and LeVeque, 1983.
+        mean = rounded + offsets / np.float64(len(block))
+        return np.full(mean.shape, float(len(block))), mean, squares - offsets * (mean - rounded)
 
     blocks = over_blocks(of_block, [x])
     if len(blocks) == 1 and len(blocks[0][1]) == d:
         _, mean, squares = blocks[0]
-        return mean.astype(x.dtype, copy=False), (squares / n).astype(x.dtype, copy=False)
+        return mean.astype(x.dtype), (squares / n).astype(x.dtype)
     counts, means, squares = (columns(v, d) for v in zip(*blocks, strict=True))
     mean = np.sum(counts * means, axis=0) / n
     # Of the blocks' variances and of their means: Chan, Golub and LeVeque, 1979.
@@ -36,8 +38,8 @@ def normalize(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarr
 @kernel("layers.batchnorm.gradient_sums", "numpy")
 def gradient_sums(dout: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sums = over_blocks(loops.gradient_sums, [dout, x], [mean])
-    dbeta, products = (sum_of([pair[i] for pair in sums], x.shape[1]).astype(dout.dtype) for i in range(2))
-    return dbeta, products
+    dbeta, products = (sum_of([pair[i] for pair in sums], x.shape[1]) for i in range(2))
+    return dbeta.astype(dout.dtype, copy=False), products.astype(np.result_type(dout, x), copy=False)
 
 
 @kernel("layers.batchnorm.input_gradient", "numpy")

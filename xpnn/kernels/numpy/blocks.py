@@ -38,7 +38,7 @@ def split(part: slice, length: int) -> Iterator[slice]:
 
 
 def evenly(part: slice, length: int) -> Iterator[slice]:
-    """Yield the part in slices of about that length or of one, the longest first, so that it makes room for all."""
+    """Yield the part in slices of about that length or of one, none longer than the first, which makes room for all."""
     n = part.stop - part.start
     count = max(min(round(n / max(length, 1)), n), 1)
     for i in range(count if n else 0):

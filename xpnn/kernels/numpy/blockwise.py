@@ -121,11 +121,13 @@ def gelu(x: np.ndarray, out: np.ndarray, slope: np.ndarray) -> None:
     slope += density
 
 
-def block_moments(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def block_moments(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each column's mean, as it is rounded, and the sums of what is left without it and of that squared."""
     mean = block_sum(block) / len(block)
     centered = block - mean
+    offsets = block_sum(centered)
     centered *= centered
-    return mean, block_sum(centered)
+    return mean, offsets, block_sum(centered)
 
 
 def normalize(x: np.ndarray, out: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """Loops that numba compiles when they are first called, and keeps on disk.
 
-Each passes once over memory on one core. Scalars have the dtype of the arrays.
+Each runs on one core. An update rule's scalars have the dtype of its arrays.
 """
 
 import math
@@ -21,6 +21,16 @@ def compiled(loop: Callable[..., Any], fuse: bool = True) -> Any:
 
 
 as_numpy_rounds = partial(compiled, fuse=False)
+
+
+def or_blockwise(loop: Any) -> Any:
+    """Leave float16, which numba does not know, to NumPy's loop of the same name."""
+    other = getattr(blockwise, loop.__name__)
+
+    def call(first: np.ndarray, *rest: Any) -> Any:
+        return (other if first.dtype == np.float16 else loop)(first, *rest)
+
+    return call
 
 
 @compiled
@@ -75,6 +85,7 @@ def lion(w, dw, v, kept, lr, b1, rest1, b2, rest2):
         w[i] = kept * w[i] - lr * direction
 
 
+@or_blockwise
 @compiled
 def where_positive(dout, out, dx):
     for i in range(dx.size):
@@ -128,14 +139,11 @@ def _exp(x):
     return (p * r * r + r + np.float32(1.0)) * two_to_n
 
 
-def block_moments(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (blockwise.block_moments if block.dtype == np.float16 else _block_moments)(block)
-
-
+@or_blockwise
 @compiled
-def _block_moments(block):
+def block_moments(block):
     n, d = block.shape
-    mean, squares = np.zeros(d, block.dtype), np.zeros(d, block.dtype)
+    mean, offsets, squares = np.zeros(d, block.dtype), np.zeros(d, block.dtype), np.zeros(d, block.dtype)
     for i in range(n):
         for j in range(d):
             mean[j] += block[i, j]
@@ -143,10 +151,12 @@ def _block_moments(block):
     for i in range(n):
         for j in range(d):
             centered = block[i, j] - mean[j]
+            offsets[j] += centered
             squares[j] += centered * centered
-    return mean, squares
+    return mean, offsets, squares
 
 
+@or_blockwise
 @as_numpy_rounds
 def normalize(x, out, mean, scale, beta):
     n, d = x.shape
@@ -155,10 +165,11 @@ def normalize(x, out, mean, scale, beta):
             out[i, j] = (x[i, j] - mean[j]) * scale[j] + beta[j]
 
 
+@or_blockwise
 @compiled
 def gradient_sums(dout, x, mean):
     n, d = x.shape
-    sums, products = np.zeros(d, dout.dtype), np.zeros(d, dout.dtype)
+    sums, products = np.zeros(d, dout.dtype), np.zeros(d, (dout[:0] * x[:0]).dtype)
     for i in range(n):
         for j in range(d):
             sums[j] += dout[i, j]
@@ -166,6 +177,7 @@ def gradient_sums(dout, x, mean):
     return sums, products
 
 
+@or_blockwise
 @as_numpy_rounds
 def input_gradient(dout, x, dx, mean, scale, shift, slope):
     n, d = x.shape
@@ -174,6 +186,7 @@ def input_gradient(dout, x, dx, mean, scale, shift, slope):
             dx[i, j] = (dout[i, j] - shift[j] - (x[i, j] - mean[j]) * slope[j]) * scale[j]
 
 
+@or_blockwise
 def window_max(x: np.ndarray, window: Window, out: np.ndarray, place: np.ndarray) -> None:
     _window_max(x, window.size, window.stride, out, place)
 
@@ -197,6 +210,7 @@ def _window_max(x, size, stride, out, place):
                         where[channel] = k if is_larger else where[channel]
 
 
+@or_blockwise
 def window_max_grad(dout: np.ndarray, place: np.ndarray, window: Window, dx: np.ndarray) -> None:
     _window_max_grad(dout, place, window.size, window.stride, dx)
 
@@ -226,6 +240,7 @@ def _window_max_grad(dout, place, size, stride, dx):
                     dx[image, row, col, channel] += dout[image, i, j, channel]
 
 
+@or_blockwise
 @compiled
 def input_transform(x, tiles):
     _, _, n, rows, cols, c = tiles.shape
@@ -251,6 +266,7 @@ def input_transform(x, tiles):
                         tiles[u, 3, image, i, j, k] = x1 - x3
 
 
+@or_blockwise
 @compiled
 def output_transform(products, bias, out):
     _, _, n, rows, cols, f = products.shape
@@ -274,6 +290,7 @@ def output_transform(products, bias, out):
                             out[image, 2 * i + u, 2 * j + 1, k] = right + bias[k]
 
 
+@or_blockwise
 @compiled
 def gradient_transform(dout, tiles):
     _, _, n, rows, cols, f = tiles.shape

@@ -10,7 +10,7 @@ Then a window is KH strips on end, and the windows of one row of the output are 
 strips already, each beginning at its place in the row. So pixels are copied KW times, not KH KW times.
 
 Images are handled as (N, H, W, C), so that the numbers of a strip lie side by side; results come back as (N, C, H, W)
-views of that. A chunk is as many images as have strips, or results, of `STRIPS` bytes, one at least.
+views of that. A chunk is as many images as have strips, or results, of about `STRIPS` bytes, one at least.
 
 Source: Cho and Brand, "MEC: Memory-efficient convolution for deep neural networks", ICML 2017.
 """
@@ -37,7 +37,7 @@ ONE_PIXEL = Window((1, 1))
 @kernel("layers.convolution.correlate", "numpy")
 def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int) -> np.ndarray:
     n, f, (height, width) = x.shape[0], w.shape[0], window.counts(x.shape[2:])
-    if n <= FEW_IMAGES and height * width < f:  # filters in another order would cost more than their products
+    if 0 < n <= FEW_IMAGES and height * width < f:  # filters in another order would cost more than their products
         return _correlate_few(x, w, b, window, groups)
     if winograd.suits(window, x.shape[1], f, groups, (height, width)):
         return winograd.correlate(x, w, b, window)
@@ -110,14 +110,15 @@ def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: W
     # A pixel's gradient is a sum over the windows that met it: a correlation with the filters turned round.
     turned = w.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].swapaxes(1, 2)
     around = window._replace(pad=(eh - 1 - ph, ew - 1 - pw))
-    return correlate(dout, turned.reshape(groups * c, f // groups, kh, kw), None, around, groups)
+    dx = correlate(dout, turned.reshape(groups * c, f // groups, kh, kw), None, around, groups)
+    return dx.astype(dout.dtype, copy=False)
 
 
 def _scatter(dout: np.ndarray, w: np.ndarray, image: Pair, window: Window, groups: int) -> np.ndarray:
     """The gradients of all windows, each added where its pixels were taken from."""
     (n, f, height, width), (_, c, kh, kw), (ph, pw) = dout.shape, w.shape, window.pad
     filters, dtype = _matrices(w, groups), np.result_type(dout, w)
-    dx = np.empty((n, *image, groups * c), dtype=dtype)
+    dx = np.empty((n, *image, groups * c), dtype=dout.dtype)
     # Windows that many columns apart have no pixel in common, so they can be added at one go.
     apart = (window.extent[1] - 1) // window.stride[1] + 1
 

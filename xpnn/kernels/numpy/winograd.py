@@ -11,7 +11,8 @@ channel and filter instead of 36. With matrices for these sums:
     out = A^T [(G g G^T) * (B^T d B)] A        the filter's, the input's and the output's transform
     dg  = G^T [(A dout A^T) * (B^T d B)] G     the same read backwards
 
-For each of the 16 the sum over channels is a matrix product, of all tiles (T, C) and all filters (C, F).
+For each of the 16 the sum over channels is a matrix product, of all tiles (T, C) and all filters (C, F). An infinite
+pixel makes NaN of outputs of its tile, where the definition has infinity.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
@@ -36,8 +37,8 @@ def suits(window: Window, channels: int, filters: int, groups: int, counts: Pair
     if window._replace(pad=(0, 0)) != Window((3, 3)) or groups != 1 or max(window.pad) > 2:
         return False
     rows, cols = _tile_counts(counts)
-    # Images of an odd size leave part of their last tiles unused.
-    is_fewer = 16 * rows * cols < 0.75 * 9 * counts[0] * counts[1]
+    # Images of an odd size leave part of their last tiles unused; a large one has more of them than memory should hold.
+    is_fewer = 16 * rows * cols < 0.75 * 9 * counts[0] * counts[1] and rows * cols <= 8 * TILES
     return is_fewer and channels * filters >= LEAST_PRODUCTS * (channels + filters)
 
 
