@@ -8,10 +8,7 @@ from xpnn.layers.layer import Cache, Layer
 
 
 class Sequential(Container):
-    """A layer made of layers: each takes the output of the one before.
-
-    Layers without a name are called by their kind and number: ``affine1``, ``relu1``, ``affine2``. Parameters
-    are named by the path to them: ``affine1.W``, within a nested container ``block2.affine1.W``.
+    """A layer made of layers: each takes the output of the one before. Names and paths are those of `Container`.
 
     Parameters
     ----------

@@ -29,17 +29,18 @@ from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
 TILES = 128  # at a time: rows enough for a matrix product, few enough for a core's cache
+MOST_TILES = 1024  # of one image: their transforms are four times as large as the image
 LEAST_PRODUCTS = 12 if COMPILED else 40  # for each number that is transformed
 
 
 def suits(window: Window, channels: int, filters: int, groups: int, counts: Pair) -> bool:
     """Whether a convolution with so many outputs can be done so, and is faster for it."""
-    if window._replace(pad=(0, 0)) != Window((3, 3)) or groups != 1 or max(window.pad) > 2:
+    if window._replace(pad=(0, 0)) != Window((3, 3)) or groups != 1:
         return False
     rows, cols = _tile_counts(counts)
-    # Images of an odd size leave part of their last tiles unused; a large one has more of them than memory should hold.
-    is_fewer = 16 * rows * cols < 0.75 * 9 * counts[0] * counts[1] and rows * cols <= 8 * TILES
-    return is_fewer and channels * filters >= LEAST_PRODUCTS * (channels + filters)
+    # Images of an odd size leave part of their last tiles unused.
+    is_fewer = 16 * rows * cols < 0.75 * 9 * counts[0] * counts[1]
+    return is_fewer and rows * cols <= MOST_TILES and channels * filters >= LEAST_PRODUCTS * (channels + filters)
 
 
 def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window) -> np.ndarray:
