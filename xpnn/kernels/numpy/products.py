@@ -14,8 +14,15 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         return np.matmul(a, b, out=out)
     result = np.empty((*a.shape[:-1], b.shape[-1]), dtype=np.result_type(a, b)) if out is None else out
 
-    def fill(part: slice) -> None:
+    def fill_rows(part: slice) -> None:
         np.matmul(a[part], b if b.ndim == 2 else b[part], out=result[part])
 
-    share(fill, len(a), WORTH_A_THREAD // max(result[:1].size * a.shape[-1], 1))
+    def fill_columns(part: slice) -> None:
+        np.matmul(a, b[:, part], out=result[:, part])
+
+    # Along the longer side: each thread then reads all of the smaller matrix, and a part of the larger.
+    if result.ndim == 2 and result.shape[1] > result.shape[0]:
+        share(fill_columns, result.shape[1], WORTH_A_THREAD // max(a.size, 1))
+    else:
+        share(fill_rows, len(a), WORTH_A_THREAD // max(result[:1].size * a.shape[-1], 1))
     return result
