@@ -46,7 +46,7 @@ STARTS = {
 }  # fmt: skip
 FRAMEWORKS = ("torch", "torch compiled", "jax")
 WORKS = [*steps.NETS, *SCORES, *STARTS]
-SECONDS = 3.0  # at most, for the steps of one process
+SECONDS = 1.5  # at most, for the steps of one process
 
 
 def measure(variant: str, work: str) -> dict[str, list[float] | float] | None:
@@ -88,7 +88,7 @@ def run(variant: str, work: str, environment: dict[str, str]) -> dict | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--works", nargs="+", default=WORKS, choices=WORKS, metavar="WORK")
     parser.add_argument("--variants", nargs="+", default=list(TRAINING), choices=list(TRAINING), metavar="VARIANT")
