@@ -1,6 +1,7 @@
 """The ground floor: array libraries and their devices."""
 
 import importlib
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -176,7 +177,35 @@ def test_cupy_without_a_device_says_so(fake_cupy):
 def test_cupy_is_one_device_that_the_environment_chooses(fake_cupy):
     fake_cupy(lambda: 2)
     assert CuPy("1").reason == "CuPy's backend is one device; received '1'"
-    assert CuPy("1").install == "set CUDA_VISIBLE_DEVICES to choose it"
+    assert CuPy("1").install == "`--device` or CUDA_VISIBLE_DEVICES chooses it"
+
+
+@pytest.mark.parametrize(
+    ("listed", "number", "expected"), [(None, 0, "0"), ("", 3, "3"), ("4", 0, "4"), ("2,GPU-7f,1", 1, "GPU-7f")]
+)
+def test_one_device_is_seen(monkeypatch, listed, number, expected):
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed or "")
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    backends.see_one_device(number)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # as nvidia-smi counts
+
+
+@pytest.mark.parametrize(("listed", "number"), [("", -1), ("4", 1), ("2,3", -1)])
+def test_a_device_that_is_not_there_is_not_seen(monkeypatch, listed, number):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    with pytest.raises(SettingError, match=f"device: expected a number .*; received {number}"):
+        backends.see_one_device(number)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == listed
+
+
+def test_the_peak_of_memory_counts_what_was_freed():
+    before = backends.get("numpy").peak_memory()
+    np.ones(25_000_000)  # 200 MB
+    assert backends.get("numpy").peak_memory() >= max(before, 200e6)
 
 
 def test_cupy_with_a_device_is_available(fake_cupy):

@@ -67,7 +67,7 @@ def test_train_writes_config_metrics_curves_and_checkpoints(xpnn, tmp_path):
     ]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
-    keys = ["epoch", "iteration", "loss", "train_acc", "val_acc", "learning_rate", "seconds"]
+    keys = ["epoch", "iteration", "loss", "train_acc", "val_acc", "learning_rate", "seconds", "peak_mb"]
     assert all(list(line) == keys for line in lines)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["settings"]["hidden"] == [16]
@@ -633,6 +633,20 @@ def test_too_little_memory_is_one_line_and_status_2(xpnn, monkeypatch):
 
     monkeypatch.setattr(cli, "build_model", allocate)
     assert xpnn("train", *QUICK)[::2] == (2, "xpnn: not enough memory: Unable to allocate 3.64 TiB\n")
+
+
+def test_a_device_needs_a_gpu(xpnn, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    expected = "xpnn: --device: expected a backend on a GPU, such as cupy; received numpy\n"
+    assert xpnn("train", *QUICK, "--backend", "numpy", "--device", 0)[::2] == (2, expected)
+    assert xpnn("check", "--backend", "numpy", "--device", 0)[::2] == (2, expected)
+
+
+def test_a_device_that_is_not_there_is_named(xpnn, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    expected = "xpnn: --device: expected a number below 2, as CUDA_VISIBLE_DEVICES lists 3,5; received 2\n"
+    assert xpnn("train", *QUICK, "--device", 2)[::2] == (2, expected)
 
 
 def test_a_runs_folder_that_cannot_be_made_is_named(xpnn, tmp_path):

@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import sys
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,18 @@ class Backend:
         """The device of `x`, as `get` takes it after the colon; empty for the library's default."""
         return ""
 
+    def peak_memory(self) -> int | None:
+        """The most bytes that this process has held at a time, where the arrays live; None where nobody counts them."""
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+    def free_memory(self) -> None:
+        """Give back what the library keeps of freed arrays."""
+
 
 class NumPy(Backend):
     name = package = pip = "numpy"
@@ -178,7 +191,8 @@ class CuPy(Backend):
                 return "no CUDA driver was found", "install NVIDIA's driver for CUDA 13 or 12"
             return f"CUDA failed: {_first_line(error)}", ""
         if self.device_id:  # array-api-compat knows CuPy's current device only
-            return f"CuPy's backend is one device; received {self.device_id!r}", "set CUDA_VISIBLE_DEVICES to choose it"
+            received, remedy = repr(self.device_id), "`--device` or CUDA_VISIBLE_DEVICES chooses it"
+            return f"CuPy's backend is one device; received {received}", remedy
         try:  # the wheel alone has neither NVRTC nor cuBLAS
             x = cupy.ones((2, 2)) + 1
             int((x @ x).sum())
@@ -210,6 +224,16 @@ class CuPy(Backend):
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
+
+    def peak_memory(self) -> int | None:
+        import cupy
+
+        return cupy.get_default_memory_pool().total_bytes()  # the pool grows, and gives nothing back by itself
+
+    def free_memory(self) -> None:
+        import cupy
+
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 class Torch(Backend):
@@ -324,6 +348,27 @@ def get(name: "str | Backend | None" = None) -> Backend:
         raise SettingError(f"backend: expected one of {', '.join([*BACKENDS, 'auto'])}; received {name!r}")
     device_id = {"cuda": "cuda:0", "cpu:0": "cpu"}.get(device_id, device_id)  # torch's own short forms
     return _instance(library, "" if device_id == BACKENDS[library].default_device else device_id)
+
+
+def see_one_device(number: int) -> None:
+    """Let this process see that CUDA device alone; to be called before anything asks for one.
+
+    Parameters
+    ----------
+    number : int
+        Counted from 0 as ``nvidia-smi`` does, or among those that ``CUDA_VISIBLE_DEVICES`` lists.
+
+    Raises
+    ------
+    SettingError
+        For a number below 0 or beyond that list.
+    """
+    listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if number < 0 or (listed and number >= len(listed)):
+        among = f"below {len(listed)}, as CUDA_VISIBLE_DEVICES lists {','.join(listed)}" if listed else "of at least 0"
+        raise SettingError(f"device: expected a number {among}; received {number}")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's own order is another one
+    os.environ["CUDA_VISIBLE_DEVICES"] = listed[number] if listed else str(number)
 
 
 def of(x: Array) -> Backend:

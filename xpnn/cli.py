@@ -38,6 +38,10 @@ BackendOption = Annotated[
     str | None,
     typer.Option(help="numpy, cupy, torch, array-api-strict; auto takes CuPy where a GPU is.", envvar="XPNN_BACKEND"),
 ]
+DeviceOption = Annotated[
+    int | None,
+    typer.Option(help="Which GPU, as nvidia-smi counts them.", callback=lambda number: _see_device(number)),
+]
 ModelOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}; fc by default.")]
 HiddenOption = Annotated[
     str | None, typer.Option(help="Sizes of the hidden layers: 500,500; one for convnet and two-layer.")
@@ -68,6 +72,7 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 def train(
     dataset: Annotated[str | None, typer.Argument(help="digits, which ships with xpnn (default), or cifar10.")] = None,
     backend: BackendOption = None,
+    device: DeviceOption = None,
     model: ModelOption = None,
     hidden: HiddenOption = None,
     widths: Annotated[
@@ -161,7 +166,7 @@ def train(
         settings = _resumed(folder, given | {"dataset": dataset, "out": out})
     else:
         settings = Settings.of(dataset or "digits", **given)
-    chosen = _choose_backend(settings.backend)
+    chosen = _choose_backend(settings.backend, device)
     images = _images(settings, download)
     net = build_model(settings, images)
     if summary:
@@ -204,6 +209,7 @@ def compare(
         str, typer.Option(help="Update rules, each with its learning rate after a colon if not the course's.")
     ] = ",".join(COURSE_RULES),
     backend: BackendOption = None,
+    device: DeviceOption = None,
     model: ModelOption = None,
     hidden: HiddenOption = None,
     epochs: EpochsOption = 5,
@@ -241,7 +247,7 @@ def compare(
                 dataset, **common, optimizer=name, lr=_number("--rules", rate) if rate else None
             )
     first = next(iter(runs.values()))
-    chosen = _choose_backend(first.backend)
+    chosen = _choose_backend(first.backend, device)
     images = _images(first, download)
     with _naming_rules():  # all of them before anything is written
         built = {
@@ -285,6 +291,7 @@ def evaluate(
         str | None, typer.Option(help=f"One of {', '.join(TTA_LEVELS)}, beside the plain one; the run's by default.")
     ] = None,
     backend: BackendOption = None,
+    device: DeviceOption = None,
     data: DataOption = None,
 ) -> None:
     """Measure the best weights of a run on validation and test images, class by class."""
@@ -295,6 +302,7 @@ def evaluate(
     level = tta or folder.read_settings().tta
     if level not in TTA_LEVELS:
         raise SettingError(f"--tta: expected one of {', '.join(TTA_LEVELS)}; received {level!r}")
+    _check_device(backends.get(backend or folder.read_settings().backend), device)
     model, images, meta = load_best(folder, changes)
     hits = {}
     for view in dict.fromkeys(("none", level)):
@@ -338,7 +346,7 @@ def schedule(
 
 
 @app.command()
-def check(backend: BackendOption = None) -> None:
+def check(backend: BackendOption = None, device: DeviceOption = None) -> None:
     """Check published values, gradients and agreement between backends, on every backend that is available here."""
     from xpnn.check import run
 
@@ -347,6 +355,8 @@ def check(backend: BackendOption = None) -> None:
         if backend
         else [b for b in map(backends.get, backends.BACKENDS) if b.is_available()]
     )
+    if backend:
+        _check_device(chosen[0], device)
     results = {}
     with console.status("checking ..."):
         for b in chosen:
@@ -402,8 +412,24 @@ def _auto() -> str:
     return str(backend) if backend.name == "cupy" else f"{backend} ({backends.get('cupy').reason})"
 
 
-def _choose_backend(name: str) -> Backend:
+def _see_device(number: int | None) -> int | None:
+    """Leave this process one GPU, before anything looks for one."""
+    if number is not None:
+        try:
+            backends.see_one_device(number)
+        except SettingError as error:
+            raise SettingError(f"--{error}") from None
+    return number
+
+
+def _check_device(backend: Backend, device: int | None) -> None:
+    if device is not None and not backend.asynchronous:
+        raise SettingError(f"--device: expected a backend on a GPU, such as cupy; received {backend}")
+
+
+def _choose_backend(name: str, device: int | None) -> Backend:
     backend = backends.get(name).require()
+    _check_device(backend, device)
     _say(f"backend: {_auto() if name == 'auto' else backend}")
     return backend
 

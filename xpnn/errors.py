@@ -17,5 +17,9 @@ class CheckpointError(XpnnError, ValueError):
     """A checkpoint is damaged, or does not fit the model it is loaded into."""
 
 
+class OutOfMemory(XpnnError, MemoryError):
+    """A training step needs more memory than there is."""
+
+
 class SettingError(XpnnError, ValueError):
     """A setting has an unknown name or an impossible value."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from xpnn import backend as backends
@@ -319,10 +320,16 @@ class Model:
 
     def first_nonfinite(self, X: Array) -> str:
         """Return the name of the layer where NaN or infinity first shows for this batch; "" for none."""
+        with self.unchanged():
+            return self.net.first_nonfinite(self._enter(X))[0]
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Within, batches may be tried: what layers then draw, and what their state becomes, is forgotten after."""
         rng_state, state = self.rng_state, self.state
         try:
-            return self.net.first_nonfinite(self._enter(X))[0]
-        finally:  # looking changes nothing
+            yield
+        finally:
             self.rng_state = rng_state
             for path, (layer, key) in self._state_paths.items():
                 layer.state[key] = state[path]

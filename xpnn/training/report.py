@@ -32,10 +32,11 @@ class EpochLines(Callback):
     def on_epoch(self, solver: Solver, metrics: Metrics) -> None:
         if metrics["epoch"] == 0:
             return
-        width = len(str(solver.total_epochs))
+        width, peak = len(str(solver.total_epochs)), metrics["peak_mb"]
         self.console.print(
             f"epoch {metrics['epoch']:{width}d}/{solver.total_epochs}  {_loss_name(solver)} {metrics['loss']:.4f}  "
-            f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  {solver.images_per_second:,.0f} images/s",
+            f"train {metrics['train_acc']:.3f}  val {metrics['val_acc']:.3f}  "
+            f"{solver.images_per_second:,.0f} images/s{'' if peak is None else f'  {peak:,.0f} MB'}",
             highlight=False,
         )
 

@@ -19,7 +19,7 @@ from xpnn.data.augmentation import Batch, Compose, Transform, as_compose
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
 from xpnn.data.splits import take_split
 from xpnn.data.tta import check_level, tta_scores
-from xpnn.errors import SettingError
+from xpnn.errors import OutOfMemory, SettingError
 from xpnn.models import Model
 from xpnn.models.model import best_labels
 from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
@@ -29,6 +29,7 @@ from xpnn.threads import steady
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientSum
 from xpnn.training.interrupt import deferred_interrupt
+from xpnn.training.out_of_memory import largest_that_fits, shortage_in
 from xpnn.training.resumable import Resumable
 
 Metrics = dict[str, Any]
@@ -50,9 +51,10 @@ class Callback:
         """After each batch. Reading a loss here makes the loop wait for the device."""
 
     def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
-        """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds.
+        """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds, peak_mb.
 
-        Epoch 0 is the check after the first iteration.
+        Epoch 0 is the check after the first iteration. The peak is of memory so far, in millions of bytes: of the
+        process, or of what CuPy holds on the device; None where nobody counts it.
         """
 
     def on_train_end(self, solver: "Solver") -> None:
@@ -316,7 +318,8 @@ class Solver(Resumable):
     def _iterate(self) -> None:
         """One step, and what is due after it."""
         started, rate = time.perf_counter(), self.optimizer.learning_rate
-        self._step()
+        if shortage := shortage_in(self._step):
+            raise OutOfMemory(self._smaller_batch(shortage))
         epoch_ends = self.iteration % self.iterations_per_epoch == 0
         self.epoch += epoch_ends
         self._set_learning_rate()
@@ -360,6 +363,22 @@ class Solver(Resumable):
         self.optimizer.step(grads if self._accumulated is None else self._accumulated.divided(total), where=finite)
         if self.average is not None:
             self.average.update(self.iteration / self.num_iterations)
+
+    def _smaller_batch(self, shortage: str) -> str:
+        """Say what batch fits into memory, where this one does not."""
+        received = f"received {self.batch_size} ({shortage})"
+        if not isinstance(self.model, Model):
+            return f"Solver: expected a batch_size for which memory suffices; {received}"
+
+        def gradients(n: int) -> None:
+            X = self.augment.evaluate(self.X_train[:n, ...], self.dtype)
+            self.model.loss(self.backend.asarray(X), self.y_train[:n, ...], **self._gradients)
+            self.backend.synchronize()
+
+        with self.model.unchanged():
+            fits = largest_that_fits(gradients, min(self.batch_size, self.X_train.shape[0]), self.backend)
+        suggested = f"batch_size {fits}, whose gradients fit into memory" if fits else "a smaller model"
+        return f"Solver: expected {suggested}; {received}"
 
     def _gather(self, row: int) -> tuple[Array, Batch]:
         """Return the images of a batch of this epoch as they are stored, and what else is known of it."""
@@ -462,6 +481,7 @@ class Solver(Resumable):
             "val_acc": val_acc,
             "learning_rate": rate,
             "seconds": round(self.seconds, 3),
+            "peak_mb": None if (peak := self.backend.peak_memory()) is None else round(peak / 1e6, 1),
         }
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
