@@ -149,8 +149,11 @@ CALLS = {
     "products.matmul": [
         (normals(*a, dtype=dtype), normals(*b, dtype=dtype, seed=1), out)
         for dtype in ("float64", "float32")
-        for a, b in (((5, 4), (4, 3)), ((3, 5, 4), (3, 4, 2)), ((0, 4), (4, 3)), ((5, 0), (0, 3)))
-        for out in (None, np.ones((*a[:-1], b[-1]), dtype))
+        for a, b in (
+            *(((5, 4), (4, 3)), ((5, 4), (4, 40)), ((3, 5, 4), (3, 4, 2)), ((1, 5, 4), (3, 4, 2))),
+            *(((0, 4), (4, 3)), ((5, 0), (0, 3)), ((5, 0), (0, 40))),
+        )
+        for out in (None, np.ones((*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1]), dtype))
     ],
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
@@ -472,3 +475,49 @@ def test_a_variance_far_from_zero_is_exact_to_rounding(loops, monkeypatch):
     exact = x.astype("float64")
     np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=np.finfo("float32").eps)
     np.testing.assert_allclose(var, exact.var(axis=0), rtol=8 * np.finfo("float32").eps)  # sums of 2,000 squares
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float16"), ("float16", "float32"), (">f4", ">f4"), (">f8", "float32")])
+def test_arrays_that_numba_does_not_know_are_taken_all_the_same(dtypes):
+    x, w = normals(4, 32, 9, 8).astype(dtypes[0]), normals(32, 32, 3, 3, seed=1).astype(dtypes[1])
+    gamma, bias = w[:, 0, 0, 0], w[:, 0, 0, 1]
+    calls = {
+        "conv": lambda: layers.conv_forward(x, w, bias, {"pad": 1})[0],
+        "batchnorm": lambda: layers.spatial_batchnorm_forward(x, gamma, bias, {"mode": "train"})[0],
+        "max_pool": lambda: layers.max_pool_forward(x, {"pool_height": 2, "pool_width": 2, "stride": 2})[0],
+        "relu": lambda: layers.relu_backward(x, x),
+        "gelu": lambda: layers.gelu_forward(x)[0],
+    }
+    for name, call in calls.items():
+        received = call()
+        with unittest.mock.patch.dict(os.environ, XPNN_FAST="0"):
+            kernels.fast_path.cache_clear()
+            expected = call()
+        kernels.fast_path.cache_clear()
+        assert received.dtype.newbyteorder("=") == expected.dtype.newbyteorder("="), name
+        eps = np.finfo(x.dtype if name == "batchnorm" else received.dtype).eps  # statistics are in x's dtype
+        np.testing.assert_allclose(received, expected, rtol=0, atol=64 * eps * np.abs(expected).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.elementwise])
+def test_update_rules_take_half_precision(rule):
+    w, dw = normals(100, dtype="float16"), normals(100, dtype="float16", seed=1)
+    config = {**RULES[rule].defaults, "epsilon": 1e-3, **{key: np.ones(100, "float16") for key in RULES[rule].state}}
+    assert_same_results(
+        f"optim.in_place.{rule}", "numpy", kernels.fast_path(f"optim.in_place.{rule}", "numpy"), (w, dw, config)
+    )
+
+
+def test_loops_are_compiled_where_numba_can_write_nothing(monkeypatch):
+    numba = pytest.importorskip("numba")
+    from xpnn.kernels.numpy import compiled
+
+    njit = numba.njit
+
+    def without_a_folder(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'double': no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", without_a_folder)
+    assert compiled.compiled(lambda x: 2 * x)(3) == 6

@@ -1,5 +1,6 @@
 """Work shared out among threads."""
 
+import concurrent.futures
 import itertools
 import os
 import subprocess
@@ -150,3 +151,28 @@ def test_a_large_workspace_is_not_kept():
     forget()
     large = workspace("a test's", (LIMIT + 1,), np.dtype("uint8"))
     assert not np.shares_memory(large, workspace("a test's", (8,), np.dtype("uint8")))
+
+
+def test_ctrl_c_waits_for_the_others_and_leaves_all_as_it_was(three_threads, monkeypatch):
+    ends, done = threading.Event(), []
+
+    def work(part):
+        if part.start:
+            assert ends.wait(10)
+            done.append(part)
+
+    waits = []
+
+    def wait(others):
+        waits.append(1)
+        if len(waits) < 3:  # as often as the user has no patience
+            raise KeyboardInterrupt
+        ends.set()
+        return concurrent.futures.wait(others)
+
+    monkeypatch.setattr(threads, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        threads.share(work, 3)
+    assert len(done) == 2
+    monkeypatch.setattr(threads, "wait", concurrent.futures.wait)
+    assert parts(3) == [(0, 1), (1, 2), (2, 3)]

@@ -5,7 +5,7 @@ from xpnn.kernels import fast_path
 
 
 def product(a: Array, b: Array, out: Array | None = None) -> Array:
-    """Return a b, of matrices or of two stacks of them; in `out` where it is given."""
+    """Return a b, of matrices or of two stacks of them; in `out`, memory of its own, where it is given."""
     return (fast_path("products.matmul", library_of(a)) or matmul)(a, b, out)
 
 

@@ -64,8 +64,10 @@ def share(work: Callable[[slice], Result], n: int, least: int = 1, along: bool =
             others.extend(_pool().submit(contextvars.copy_context().run, work, part) for part in rest)
             result = work(first)
         finally:
-            wait(others)  # they write into arrays of the caller's
-            _state.is_busy = False
+            try:
+                _wait_for(others)  # they write into arrays of the caller's
+            finally:
+                _state.is_busy = False
         return [result, *(other.result() for other in others)]
 
 
@@ -85,10 +87,20 @@ def steady() -> Iterator[bool]:
     finally:
         state.depth -= 1
         if state.depth == 0:
+            state.is_busy = False
             while state.held:
                 library, count = state.held.pop()
                 library.set_num_threads(count)
         state.ours.release()
+
+
+def _wait_for(others: list[Future[Any]]) -> None:
+    """Wait to the end, also where Ctrl-C comes meanwhile."""
+    try:
+        wait(others)
+    except KeyboardInterrupt:
+        _wait_for(others)
+        raise
 
 
 def is_held() -> bool:

@@ -17,28 +17,37 @@ from xpnn.windows import Window
 
 def compiled(loop: Callable[..., Any], fuse: bool = True) -> Any:
     # A division by zero is infinite, as in NumPy. Multiplying and adding may be fused, rounded once.
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"} if fuse else False)(loop)
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"} if fuse else False}
+    try:
+        return numba.njit(cache=True, **options)(loop)
+    except RuntimeError:  # there is no folder that numba may write to
+        return numba.njit(**options)(loop)
 
 
 as_numpy_rounds = partial(compiled, fuse=False)
 
 
 def or_blockwise(loop: Any) -> Any:
-    """Leave float16, which numba does not know, to NumPy's loop of the same name."""
+    """Leave arrays that numba does not know, of float16 or of another byte order, to NumPy's loop of the same name."""
     other = getattr(blockwise, loop.__name__)
 
-    def call(first: np.ndarray, *rest: Any) -> Any:
-        return (other if first.dtype == np.float16 else loop)(first, *rest)
+    def call(*args: Any) -> Any:
+        for arg in args:
+            if isinstance(arg, np.ndarray) and (arg.dtype.char == "e" or not arg.dtype.isnative):
+                return other(*args)
+        return loop(*args)
 
     return call
 
 
+@or_blockwise
 @compiled
 def sgd(w, dw, lr):
     for i in range(w.size):
         w[i] -= lr * dw[i]
 
 
+@or_blockwise
 @compiled
 def sgd_momentum(w, dw, velocity, lr, mu):
     for i in range(w.size):
@@ -46,6 +55,7 @@ def sgd_momentum(w, dw, velocity, lr, mu):
         w[i] += velocity[i]
 
 
+@or_blockwise
 @compiled
 def sgd_nesterov_momentum(w, dw, velocity, lr, mu):
     for i in range(w.size):
@@ -54,6 +64,7 @@ def sgd_nesterov_momentum(w, dw, velocity, lr, mu):
         w[i] += velocity[i] + mu * (velocity[i] - before)
 
 
+@or_blockwise
 @compiled
 def nesterov(w, dw, velocity, lr, mu, decay):
     for i in range(w.size):
@@ -62,6 +73,7 @@ def nesterov(w, dw, velocity, lr, mu, decay):
         w[i] -= lr * (g + mu * velocity[i])
 
 
+@or_blockwise
 @compiled
 def rmsprop(w, dw, a, lr, decay, rest, eps):
     for i in range(w.size):
@@ -69,6 +81,7 @@ def rmsprop(w, dw, a, lr, decay, rest, eps):
         w[i] -= lr * dw[i] / (math.sqrt(a[i]) + eps)
 
 
+@or_blockwise
 @compiled
 def adam(w, dw, v, a, kept, step, b1, rest1, b2, rest2, eps):
     for i in range(w.size):
@@ -77,6 +90,7 @@ def adam(w, dw, v, a, kept, step, b1, rest1, b2, rest2, eps):
         w[i] = kept * w[i] - step * v[i] / (math.sqrt(a[i]) + eps)
 
 
+@or_blockwise
 @compiled
 def lion(w, dw, v, kept, lr, b1, rest1, b2, rest2):
     for i in range(w.size):

@@ -39,7 +39,7 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window
     n, f, (height, width) = x.shape[0], w.shape[0], window.counts(x.shape[2:])
     if 0 < n <= FEW_IMAGES and height * width < f:  # filters in another order would cost more than their products
         return _correlate_few(x, w, b, window, groups)
-    if winograd.suits(window, x.shape[1], f, groups, (height, width)):
+    if winograd.suits(window, x.shape[1], f, groups, (height, width), x.dtype, w.dtype):
         return winograd.correlate(x, w, b, window)
     filters, dtype = _matrices(w, groups), np.result_type(x, w)
     out = np.empty((n, height, width, groups, f // groups), dtype=dtype if b is None else np.result_type(dtype, b))
@@ -79,7 +79,7 @@ def _correlate_few(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: W
 @kernel("layers.convolution.correlate_filter_grad", "numpy")
 def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, groups: int) -> np.ndarray:
     (_, f, height, width), c, (kh, kw) = dout.shape, x.shape[1] // groups, window.size
-    if winograd.suits(window, c, f, groups, (height, width)):
+    if winograd.suits(window, c, f, groups, (height, width), dout.dtype, x.dtype):
         return winograd.correlate_filter_grad(dout, x, window)
 
     def sums(images: slice) -> np.ndarray:
@@ -104,7 +104,7 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, group
 @kernel("layers.convolution.correlate_input_grad", "numpy")
 def correlate_input_grad(dout: np.ndarray, w: np.ndarray, image: Pair, window: Window, groups: int) -> np.ndarray:
     (f, c, kh, kw), (eh, ew), (ph, pw) = w.shape, window.extent, window.pad
-    turns_cheaply = f // groups <= 2 * c or winograd.suits(window, f, c, groups, image)
+    turns_cheaply = f // groups <= 2 * c or winograd.suits(window, f, c, groups, image, dout.dtype, w.dtype)
     if window.stride != (1, 1) or ph >= eh or pw >= ew or not turns_cheaply:
         return _scatter(dout, w, image, window, groups)
     # A pixel's gradient is a sum over the windows that met it: a correlation with the filters turned round.

@@ -10,7 +10,7 @@ WORTH_A_THREAD = 2**21  # multiplications
 
 @kernel("products.matmul", "numpy")
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    if not is_held():
+    if not is_held() or (b.ndim > 2 and a.shape[:-2] != b.shape[:-2]):
         return np.matmul(a, b, out=out)
     result = np.empty((*a.shape[:-1], b.shape[-1]), dtype=np.result_type(a, b)) if out is None else out
 

@@ -11,8 +11,8 @@ channel and filter instead of 36. With matrices for these sums:
     out = A^T [(G g G^T) * (B^T d B)] A        the filter's, the input's and the output's transform
     dg  = G^T [(A dout A^T) * (B^T d B)] G     the same read backwards
 
-For each of the 16 the sum over channels is a matrix product, of all tiles (T, C) and all filters (C, F). An infinite
-pixel makes NaN of outputs of its tile, where the definition has infinity.
+For each of the 16 the sum over channels is a matrix product, of all tiles (T, C) and all filters (C, F). A pixel that
+is infinite, or within a factor of 4 of it, makes NaN of outputs of its tile where the definition need not.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
@@ -33,9 +33,11 @@ MOST_TILES = 1024  # of one image: their transforms are four times as large as t
 LEAST_PRODUCTS = 12 if COMPILED else 40  # for each number that is transformed
 
 
-def suits(window: Window, channels: int, filters: int, groups: int, counts: Pair) -> bool:
-    """Whether a convolution with so many outputs can be done so, and is faster for it."""
+def suits(window: Window, channels: int, filters: int, groups: int, counts: Pair, *dtypes: np.dtype) -> bool:
+    """Whether a convolution of arrays of these dtypes, with so many outputs, can be done so, and is faster for it."""
     if window._replace(pad=(0, 0)) != Window((3, 3)) or groups != 1:
+        return False
+    if len(set(dtypes)) > 1 or dtypes[0].itemsize < 4:  # the sums before the products need the accuracy of the result
         return False
     rows, cols = _tile_counts(counts)
     # Images of an odd size leave part of their last tiles unused.
