@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -100,16 +99,8 @@ def main() -> None:
             output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             runs[shape, variant].append(json.loads(output.stdout))
 
-    from importlib.metadata import version
+    from machine import describe  # it imports xpnn, which other variants are not to
 
-    from xpnn import backend
-
-    machine = {
-        "processor": backend.get("numpy").device_name(),
-        "threads": args.threads,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "torch")},
-    }
     rows = []
     for (shape, variant), results in runs.items():
         n, c, h, f, _ = shape
@@ -122,9 +113,9 @@ def main() -> None:
             rows.append(row)
     results_file = Path(__file__).parent / "results" / "convolution.json"
     results_file.parent.mkdir(exist_ok=True)
-    results_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    results_file.write_text(json.dumps({"machine": describe(args.threads), "rows": rows}, indent=1) + "\n")
 
-    print(machine)
+    print(describe(args.threads))
     columns = ("xpnn", "torch", "last", "ratio", "peak MB", "activations MB")
     print(f"{'N, C, H, F, K':24s}{'pass':10s}" + "".join(f"{column:>9s}" for column in columns))
     for shape, direction in itertools.product(SHAPES, ("forward", "backward")):

@@ -6,14 +6,14 @@ python benchmarks/cpu.py --variants xpnn torch  some of the variants
 
 A step is: gather a batch of 100 images, loss and gradients, Adam, in float32. Every variant runs in a process of its
 own with the same number of threads, in turn and several times, so that the ratios hold where the machine's speed
-drifts. Scores of images and the start of a process follow. The table's ratio is to the fastest of the frameworks.
+drifts. Scores of images and the start of a process follow. The table's ratio is to the fastest of the frameworks. A run
+of all works and variants writes results/cpu.json, or without numba results/cpu_without_numba.json.
 """
 
 import argparse
 import importlib.util
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -107,20 +107,9 @@ def main() -> None:
             if (result := run(variant, work, environment)) is not None:
                 results.append(result)
 
-    from importlib.metadata import PackageNotFoundError, version
+    from machine import describe  # it imports xpnn, which other variants are not to
 
-    from xpnn import backend
-
-    machine = {
-        "processor": backend.get("numpy").device_name(),
-        "threads": args.threads,
-        "python": platform.python_version(),
-    }
-    for package in ("numpy", "numba", "torch", "jax"):
-        try:
-            machine[package] = version(package)
-        except PackageNotFoundError:
-            machine[package] = "none"
+    machine = describe(args.threads)
     rows = []
     for (work, variant), results in runs.items():
         if results:
@@ -138,7 +127,7 @@ def main() -> None:
                     "peak_mb": max(result["peak_mb"] for result in results),
                 }
             )
-    if args.works == WORKS:
+    if args.works == WORKS and args.variants == list(TRAINING):
         file = Path(__file__).parent / "results" / ("cpu.json" if COMPILED else "cpu_without_numba.json")
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
