@@ -1,11 +1,13 @@
 """What a training step costs beside its arithmetic, counted and not timed."""
 
+import collections
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from xpnn import FullyConnectedNet, Model, kernels
+from xpnn import FullyConnectedNet, Model, ThreeLayerConvNet, backend, kernels
 from xpnn.kernels.numpy import convolution
 from xpnn.kernels.numpy.workspace import forget
 from xpnn.layers import Affine, Parallel, ReLU, Residual, Sequential, conv_backward, conv_forward
@@ -25,6 +27,78 @@ def peak_of(call):
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+class Counting:
+    """Stands in for a module or a function, and counts the calls of what it has by name, and copies."""
+
+    MAY_COPY = ("ascontiguousarray", "astype", "reshape")
+
+    def __init__(self, real, calls, name=""):
+        self.real, self.calls, self.name = real, calls, name
+
+    def __getattr__(self, attribute):
+        found = getattr(self.real, attribute)
+        name = f"{self.name}.{attribute}" if self.name else attribute
+        return Counting(found, self.calls, name) if callable(found) and not isinstance(found, type) else found
+
+    def __call__(self, *args, **kwargs):
+        self.calls[self.name] += 1
+        result = self.real(*args, **kwargs)
+        if self.name in self.MAY_COPY and not np.may_share_memory(result, args[0]):
+            self.calls["copies"] += 1
+        return result
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a step has called NumPy's functions, and the loops of its kernels, by name."""
+    calls = collections.Counter()
+    kernels.load("numpy")
+    numpy, loops = Counting(np, calls), Counting(convolution.winograd.loops, calls)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("xpnn.kernels.numpy.") and module is not loops.real and hasattr(module, "np"):
+            monkeypatch.setattr(module, "np", numpy)
+            if hasattr(module, "loops"):
+                monkeypatch.setattr(module, "loops", loops)
+    if hasattr(np, "astype"):  # else the standard's functions are not NumPy's own
+        monkeypatch.setitem(backend._namespaces, np.ndarray, numpy)
+    return calls
+
+
+# Of softmax; the copy is of bools, whether a class is the example's, as floats.
+LOSS = {"max": 1, "maximum": 2, "exp": 1, "log": 1, "sum": 2, "any": 1, "arange": 1, "astype": 2, "copies": 1}
+
+
+@pytest.mark.skipif(not hasattr(np, "astype"), reason="this NumPy is not the standard's namespace")
+def test_a_step_does_each_operation_once_for_each_layer(calls):
+    model = FullyConnectedNet([50] * 4, input_dim=60, rng=0)
+    optimizer, buffer = Optimizer(model.params, "adam"), model.params.like()
+    x, y = np.ones((10, 60), "float32"), np.zeros(10, "int64")
+    optimizer.step(model.loss(x, y, buffer)[1])
+    calls.clear()
+    optimizer.step(model.loss(x, y, buffer)[1])
+    layers = {
+        "matmul": 5 + 5 + 4,  # forward, weights' and inputs' gradients, the last but of the first layer
+        "add.reduce": 5,  # the biases' gradients
+        "where_positive": 4,
+        "adam": 1,
+        "reshape": 4,  # views: the rows, and the axes of what is flat in memory
+        "empty_like": 4,  # what ReLU's gradient is written into
+    }
+    assert calls == layers | LOSS | {"maximum": LOSS["maximum"] + 4}  # ReLU is one
+
+
+@pytest.mark.skipif(not hasattr(np, "astype"), reason="this NumPy is not the standard's namespace")
+def test_a_step_of_a_convolution_copies_its_filters_alone(calls):
+    model = ThreeLayerConvNet(rng=0)
+    x, y, buffer = np.ones((4, 3, 32, 32), "float32"), np.zeros(4, "int64"), model.params.like()
+    calls.clear()
+    model.loss(x, y, buffer)
+    assert calls["window_max"] == calls["window_max_grad"] == 1
+    assert calls["copy"] == calls["concatenate"] - 1 == calls["stack"] == 0  # one of the sums of blocks
+    # The filters as matrices; pooled images, channels last in memory, as rows of the affine layer; labels as floats.
+    assert calls["copies"] == 3
 
 
 @pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "nesterov", "rmsprop", "adam", "adamw", "lion"])
