@@ -15,6 +15,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -163,9 +164,16 @@ class Backend:
     def free_memory(self) -> None:
         """Give back what the library keeps of freed arrays."""
 
+    def overflow_ignored(self) -> AbstractContextManager[Any]:
+        """Within, numbers may become infinite without a warning, as they do on other backends anyway."""
+        return nullcontext()
+
 
 class NumPy(Backend):
     name = package = pip = "numpy"
+
+    def overflow_ignored(self) -> AbstractContextManager[Any]:
+        return np.errstate(over="ignore", invalid="ignore")
 
     def _diagnose_device(self) -> tuple[str, str]:
         return (f"NumPy has no device {self.device_id!r}" if self.device_id else ""), ""
@@ -224,6 +232,15 @@ class CuPy(Backend):
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
+
+    def dtype(self, dtype: Any) -> Any:
+        if dtype_name(dtype) != "bfloat16":
+            return super().dtype(dtype)
+        try:
+            import ml_dtypes  # CuPy takes the type from there
+        except ImportError:
+            raise SettingError("dtype: expected ml_dtypes for bfloat16; pip install ml_dtypes") from None
+        return ml_dtypes.bfloat16
 
     def peak_memory(self) -> int | None:
         import cupy

@@ -49,7 +49,7 @@ HiddenOption = Annotated[
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images a batch.")]
 NumTrainOption = Annotated[int | None, typer.Option(help="Use the first so many training images alone.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, float64, or for mixed precision float16, bfloat16.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of weights, batches, dropout and augmentation.")]
 DataOption = Annotated[
     str | None, typer.Option(help="Folder or archive of CIFAR-10; else XPNN_DATA, else the user's cache.")

@@ -7,6 +7,7 @@ from xpnn.backend import Array, Shape, library_of, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
+from xpnn.layers.precision import in_single_precision
 from xpnn.layers.rows import add_rows, images, pixels
 
 SETTINGS, RUNNING = ("mode", "eps", "momentum", "unbiased"), ("running_mean", "running_var")
@@ -203,6 +204,7 @@ def spatial_batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array,
     return images(dx, shape), dgamma, dbeta
 
 
+@in_single_precision
 class BatchNorm(Layer):
     """`batchnorm_forward` of vectors (D,), or `spatial_batchnorm_forward` of images (C, H, W).
 

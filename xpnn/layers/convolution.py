@@ -9,6 +9,7 @@ from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
+from xpnn.layers.precision import narrowed
 from xpnn.layers.rows import pixels, sum_rows
 from xpnn.windows import Pair, Window, as_pair
 
@@ -247,7 +248,7 @@ class Conv(Layer):
         return 2 * math.prod(self._w_spec(input_shape).shape) * math.prod(self.output_shape(input_shape)[1:])
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        w = (self.params if self.train_weights else self.state)["W"]
+        w = self.params["W"] if self.train_weights else narrowed(self.state["W"], x.dtype)
         return _conv(x, w, self.params.get("b"), self.window, self.groups)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:

@@ -65,6 +65,7 @@ class Layer:
 
     uses_rng: ClassVar[bool] = False
     takes_integers: ClassVar[bool] = False  # whether its input is indices, which a model does not cast
+    is_single: ClassVar[bool] = False  # whether it computes halves in single precision: see `precision`
     # The names that PyTorch's equal module has for params and state, which of them it holds transposed, and which
     # with an axis of one in front.
     torch_names: ClassVar[dict[str, str]] = {}

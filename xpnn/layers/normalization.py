@@ -8,6 +8,7 @@ from xpnn.arguments import check_keys, check_number, check_whole
 from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
+from xpnn.layers.precision import in_single_precision
 from xpnn.layers.rows import images, pixels, sum_rows
 
 
@@ -246,6 +247,7 @@ def _sum_over_examples(x: Array) -> Array:
     return sum_rows(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])))
 
 
+@in_single_precision
 class LayerNorm(Layer):
     """`layernorm_forward` of examples (..., D), with parameters gamma (D,) and beta (D,).
 
@@ -275,6 +277,7 @@ class LayerNorm(Layer):
         return dx, {"gamma": dgamma, "beta": dbeta}
 
 
+@in_single_precision
 class GroupNorm(Layer):
     """`spatial_groupnorm_forward` of images (C, H, W), with parameters gamma (C,) and beta (C,).
 
@@ -312,6 +315,7 @@ class GroupNorm(Layer):
         return dx, {"gamma": dgamma, "beta": dbeta}
 
 
+@in_single_precision
 class RMSNorm(Layer):
     """`rmsnorm_forward` of examples (..., D), with parameter gamma (D,).
 

@@ -8,6 +8,7 @@ import numpy as np
 from xpnn.backend import Array, Shape, to_numpy
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec
+from xpnn.layers.precision import in_single_precision
 
 Standardization = tuple[Array | float, Array | float | None]  # mean and std, which may be none
 
@@ -23,6 +24,7 @@ def _check_numbers(where: str, expected: str, value: Any, accepts: Callable[[Any
         raise ValueError(f"{where}: expected {expected}; received {value!r:.60}")
 
 
+@in_single_precision
 class Standardize(Layer):
     """``(x - mean) / std`` with fixed statistics of the training data, so that a model takes raw images.
 

@@ -10,11 +10,12 @@ from xpnn.arguments import check_number, check_whole
 from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_integer, is_real
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.layers import Layer, softmax_loss
+from xpnn.layers.precision import HALVES, narrowed, widened
 from xpnn.models import torch_weights
 from xpnn.parameters import Parameters
 from xpnn.random import DROPOUT, Generator, as_generator
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", *HALVES)
 Loss = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -32,7 +33,9 @@ class Model:
     reg : float
         The loss gains ``0.5 reg sum(W²)`` over the weight matrices and filters, not over biases or scales.
     dtype : str or dtype
-        Of parameters, state and gradients, float32 or float64; inputs are cast to it.
+        Of parameters, state and gradients, float32 or float64; inputs are cast to it. With ``"float16"`` or
+        ``"bfloat16"`` layers compute in half precision, with a copy of the parameters; these themselves, their
+        gradients, statistics and the loss stay float32, and so do layers that normalize.
     backend : str or Backend, optional
         Where the model lives; ``XPNN_BACKEND`` or NumPy by default.
     rng : Generator or int, optional
@@ -44,13 +47,17 @@ class Model:
         A dict of views into one buffer.
     state : dict of str to array
         What is saved but not learned, such as running statistics.
+    compute_dtype : str
+        The dtype that was asked for.
 
     Raises
     ------
     ValueError
         When a layer does not take the shape that reaches it; the message names the layer.
     SettingError (a ValueError)
-        For another dtype or an impossible `reg`.
+        For another dtype, one that the backend has not, or an impossible `reg`.
+
+    Source for half precision: Micikevicius et al., "Mixed precision training", ICLR 2018.
     """
 
     def __init__(
@@ -77,10 +84,13 @@ class Model:
         self.reg = check_number("model", expected, reg, lambda number: number >= 0)
         self.backend = backends.get(backend).require()
         self.output_shape = net.output_shape(self.input_shape)
-        dtype = dtype_name(dtype)
-        if dtype not in DTYPES:
-            raise SettingError(f"model: expected a dtype out of {', '.join(DTYPES)}; received {dtype!r}")
-        self._build(dtype, as_generator(rng))
+        self.compute_dtype = dtype_name(dtype)
+        if self.compute_dtype not in DTYPES:
+            raise SettingError(f"model: expected a dtype out of {', '.join(DTYPES)}; received {self.compute_dtype!r}")
+        self.backend.dtype(self.compute_dtype)  # or it says that it has none
+        self._working: Parameters | None = None
+        self._working_grads: Parameters | None = None
+        self._build(self.compute_dtype, as_generator(rng))
 
     def _build(self, dtype: str, rng: Generator) -> None:
         leaves = list(self.net.walk(self.input_shape))
@@ -92,7 +102,11 @@ class Model:
         specs = {_path(layer, p): spec for layer, shape in leaves for p, spec in layer.param_specs(shape).items()}
         self._names = {path: self.param_name(path) for path in specs}
         self._decayed = [self._names[path] for path, spec in specs.items() if spec.decay]
-        self._params = Parameters({self._names[path]: s.shape for path, s in specs.items()}, self.backend, dtype)
+        shapes = {self._names[path]: spec.shape for path, spec in specs.items()}
+        if dtype in HALVES:  # the layers compute with a copy
+            self._working = Parameters(shapes, self.backend, dtype)
+            self._working_grads, dtype = self._working.like(), "float32"
+        self._params = Parameters(shapes, self.backend, dtype)
         for path, spec in specs.items():
             self._params[self._names[path]] = spec.init(rng, spec.shape, dtype, self.backend)
         for i, (layer, shape) in enumerate(leaves):
@@ -106,12 +120,16 @@ class Model:
     def _bind(self) -> None:
         """Hand every layer the views of its parameters."""
         self._params_of: dict[str, list[tuple[str, str]]] = {layer.path: [] for layer in self._layers}
+        self._single: set[str] = set()  # the parameters of layers that compute in single precision
         for layer in self._layers:
             layer.params, layer.owned = {}, True
         for name, layer, param in self.arrays_by_layer():
             if name in self._params:
-                layer.params[param] = self._params[name]
                 self._params_of[layer.path].append((param, name))
+                if layer.is_single:
+                    self._single.add(name)
+                halves = None if layer.is_single else self._working
+                layer.params[param] = (self._params if halves is None else halves)[name]
 
     def param_name(self, path: str) -> str:
         """Return the public name of the parameter at `path`; models of the course name them otherwise."""
@@ -142,7 +160,7 @@ class Model:
         self._bind()  # a copy's layers hold views of the copy's buffer
 
     def loss(
-        self, X: Array, y: Array | None = None, grads: Parameters | None = None
+        self, X: Array, y: Array | None = None, grads: Parameters | None = None, scale: Array | float | None = None
     ) -> Array | tuple[Array, Parameters]:
         """Return the scores of a batch; given labels, the loss and its gradients.
 
@@ -154,6 +172,9 @@ class Model:
             Labels. With them the net runs in train mode, without in test mode.
         grads : Parameters, optional
             A buffer to write the gradients into, for a loop that needs no new one each step.
+        scale : array () or float, optional
+            The gradient of the loss is multiplied by it before, and all gradients are divided by it after the backward
+            pass, so that small ones are not lost in half precision.
 
         Returns
         -------
@@ -161,19 +182,21 @@ class Model:
         """
         x = self._enter(X)
         if y is None:
-            return self.net.infer(x)
+            return widened(self.net.infer(x))
         scores, cache = self.net.forward(x, train=True)
-        loss, dscores = self.loss_function(scores, y)
+        loss, dscores = self.loss_function(widened(scores), y)
+        if scale is not None:
+            dscores = dscores * scale
         grads = self._params.like() if grads is None else grads
-        self._lend(grads)
+        working = grads if self._working_grads is None else self._working_grads
+        self._lend(working)
         try:
-            _, by_path = self.net.backward(dscores, cache, input_grad=False)
+            _, by_path = self.net.backward(narrowed(dscores, scores.dtype), cache, input_grad=False)
         finally:
             self._lend({})
-        for path, grad in by_path.items():
-            into = grads[self._names[path]]
-            if grad is not into:
-                into[...] = grad
+        self._collect(by_path, working, grads)
+        if scale is not None:
+            grads.flat[...] = grads.flat * (1.0 / scale)
         if self.reg:
             xp = self.backend.namespace
             for name in self._decayed:
@@ -181,6 +204,18 @@ class Model:
                 loss = loss + 0.5 * self.reg * xp.sum(w * w)
                 dw += self.reg * w
         return loss, grads
+
+    def _collect(self, by_path: Mapping[str, Array], working: Parameters, grads: Parameters) -> None:
+        """Put the gradients that layers have returned where they belong, halves into `working` first."""
+        named = {self._names[path]: grad for path, grad in by_path.items()}
+        if working is not grads:
+            single = {name: named.pop(name) for name in self._single}
+        for name, grad in named.items():
+            if grad is not working[name]:
+                working[name][...] = grad
+        if working is not grads:
+            grads.flat[...] = narrowed(working.flat, grads.flat.dtype)
+            grads.update(single)
 
     def _lend(self, grads: Mapping[str, Array]) -> None:
         """Hand every layer the views that its gradients are to be written into."""
@@ -201,7 +236,9 @@ class Model:
                 expected = ", ".join(map(str, ("N", *self.input_shape)))
                 raise ValueError(f"model: expected X of shape ({expected}); received {tuple(X.shape)}")
             X = xp.reshape(X, (X.shape[0], *self.input_shape))
-        return X if indices else xp.astype(X, self.dtype, copy=False)
+        if self._working is not None:
+            self._working.flat[...] = narrowed(self._params.flat, self._working.flat.dtype)
+        return X if indices else xp.astype(X, self.backend.dtype(self.compute_dtype), copy=False)
 
     def summary(self) -> None:
         """Print every layer with its output's shape, its parameters and its FLOPs, and their sums.
@@ -236,8 +273,11 @@ class Model:
         target = backends.get(backend).require()
         if target is self.backend:
             return self
+        target.dtype(self.compute_dtype)
         self.backend = target
-        self._params.move(target)
+        for buffer in (self._params, self._working, self._working_grads):
+            if buffer is not None:
+                buffer.move(target)
         for layer, key in self._state_paths.values():
             layer.state[key] = target.asarray(layer.state[key])
         self._bind()

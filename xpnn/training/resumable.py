@@ -14,6 +14,7 @@ from xpnn.optim import EMA, Lookahead, Optimizer
 from xpnn.random import Generator
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientSum
+from xpnn.training.loss_scale import LossScale
 from xpnn.training.progress import Progress
 from xpnn.training.typed import fits
 
@@ -47,6 +48,7 @@ class Resumable(ABC):
     _order: Array | None
     _order_state: tuple[int, ...]
     _accumulated: GradientSum | None
+    _loss_scale: LossScale | None
     _batches: Generator
     _augmentation: Generator
     _evaluation: Generator
@@ -98,6 +100,7 @@ class Resumable(ABC):
         return {
             **checkpoint.prefixed("accumulated", {} if self._accumulated is None else self._accumulated.sum),
             **checkpoint.prefixed("averaging", {} if self.average is None else self.average.state_dict()),
+            **checkpoint.prefixed("loss_scale", {} if self._loss_scale is None else self._loss_scale.arrays),
             **checkpoint.prefixed("model", self._model_arrays()),
         }
 
@@ -119,7 +122,7 @@ class Resumable(ABC):
             "tta": self.tta,
             "num_val_samples": self.num_val_samples,
             "average": _describe(self.average),
-            "dtype": self.dtype,
+            "dtype": self.model.compute_dtype if isinstance(self.model, Model) else self.dtype,
             "update_rule": self.optimizer.rule_name,
             **self.optimizer.settings(),
         }
@@ -170,6 +173,8 @@ class Resumable(ABC):
         if self._accumulated is not None:
             accumulated = checkpoint.section("accumulated", arrays).items()
             self._accumulated.load({name: self.backend.asarray(a) for name, a in accumulated})
+        if self._loss_scale is not None:
+            self._loss_scale.load(checkpoint.section("loss_scale", arrays), self.backend)
         if isinstance(self.model, Model):
             self.model.rng_state = progress.model_rng
         saved = checkpoint.section("optimizer", arrays)

@@ -29,6 +29,7 @@ from xpnn.threads import steady
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientSum
 from xpnn.training.interrupt import deferred_interrupt
+from xpnn.training.loss_scale import LossScale
 from xpnn.training.out_of_memory import largest_that_fits, shortage_in
 from xpnn.training.resumable import Resumable
 
@@ -197,6 +198,8 @@ class Solver(Resumable):
         self.average = average
         self._accumulated = GradientSum(model.params) if self.accumulate > 1 else None
         self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
+        is_half = isinstance(model, Model) and model.compute_dtype == "float16"
+        self._loss_scale = LossScale(self.backend) if is_half else None
         generator = as_generator(seed)
         self._batches, self._augmentation = generator.spawn(BATCHES), generator.spawn(AUGMENTATION)
         self._evaluation = generator.spawn(EVALUATION)
@@ -312,8 +315,9 @@ class Solver(Resumable):
             setattr(self, name, self.backend.asarray(getattr(self, name)))
         self._gradients = {"grads": self.model.params.like()}
         self._order = None if self._order is None else self.backend.asarray(self._order)
-        if self._accumulated is not None:
-            self._accumulated.move(self.backend)
+        for follower in (self._accumulated, self._loss_scale):
+            if follower is not None:
+                follower.move(self.backend)
 
     def _iterate(self) -> None:
         """One step, and what is due after it."""
@@ -346,7 +350,11 @@ class Solver(Resumable):
             self._order = epoch_order(*size, self.sampling, self._batches, self.backend, self.drop_last)
         X, batch = self._gather(row)
         X = self.augment(X, batch)
-        loss, grads = self.model.loss(X, batch.y, **self._gradients)
+        if self._loss_scale is None:
+            loss, grads = self.model.loss(X, batch.y, **self._gradients)
+        else:
+            with self.backend.overflow_ignored():  # it is looked for afterwards
+                loss, grads = self.model.loss(X, batch.y, **self._gradients, scale=self._loss_scale.scale)
         self._unread.append(loss)
         if not self.backend.asynchronous or not backends.is_array(loss):
             self._read_losses()
@@ -360,7 +368,12 @@ class Solver(Resumable):
         is_last = part + 1 == self.accumulate or row + 1 == self.iterations_per_epoch
         if not is_last or self.diverged:  # never step along a gradient that is no number
             return
-        self.optimizer.step(grads if self._accumulated is None else self._accumulated.divided(total), where=finite)
+        if self._accumulated is not None:
+            grads = self._accumulated.divided(total)
+        if self._loss_scale is not None:
+            fits = self._loss_scale.update(grads)
+            finite = fits if finite is None else fits & finite
+        self.optimizer.step(grads, where=finite)
         if self.average is not None:
             self.average.update(self.iteration / self.num_iterations)
 

@@ -1,0 +1,51 @@
+"""A factor of the loss that keeps gradients within what half precision can hold."""
+
+from collections.abc import Mapping
+
+from xpnn.backend import Array, Backend, namespace
+from xpnn.parameters import Parameters
+
+
+class LossScale:
+    """As large as float16 lets it be: halved when gradients overflow, doubled after so many steps without.
+
+    Below 6e-8 float16 is 0, above 65504 infinite, and gradients are mostly small. All of it stays on the device: nobody
+    waits to know whether a step overflowed.
+
+    Parameters
+    ----------
+    backend : Backend
+        Where the gradients are.
+
+    Attributes
+    ----------
+    arrays : dict of str to array ()
+        ``scale``, the factor, and ``steps`` since it has changed; both float32.
+
+    Source: Micikevicius et al., "Mixed precision training", ICLR 2018; the numbers are those of torch.amp.GradScaler.
+    """
+
+    FIRST, GROWS_AFTER = 2.0**16, 2000
+
+    def __init__(self, backend: Backend) -> None:
+        self.arrays: dict[str, Array] = {"scale": backend.zeros(()) + self.FIRST, "steps": backend.zeros(())}
+
+    @property
+    def scale(self) -> Array:
+        return self.arrays["scale"]
+
+    def update(self, grads: Parameters) -> Array:
+        """Return whether all gradients are numbers, an array () of bool; what is not is not to be stepped along."""
+        xp = namespace(grads.flat)
+        fits, scale, steps = xp.all(xp.isfinite(grads.flat)), self.arrays["scale"], self.arrays["steps"] + 1.0
+        grows = steps >= self.GROWS_AFTER
+        self.arrays["scale"] = xp.where(fits, xp.where(grows, 2.0 * scale, scale), 0.5 * scale)
+        self.arrays["steps"] = xp.where(fits & ~grows, steps, xp.zeros_like(steps))
+        return fits
+
+    def load(self, arrays: Mapping[str, Array], backend: Backend) -> None:
+        """Go on from another one's arrays."""
+        self.arrays = {name: backend.asarray(arrays[name]) for name in self.arrays}
+
+    def move(self, backend: Backend) -> None:
+        self.load(self.arrays, backend)
