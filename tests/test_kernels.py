@@ -1,38 +1,24 @@
-"""Fast paths agree with their definitions; the CUDA sources' arithmetic is checked on the host."""
+"""Fast paths agree with their definitions; those for CuPy without a device, too, in test_cuda.py."""
 
 import contextlib
-import ctypes
 import functools
 import importlib
 import inspect
 import itertools
 import os
-import shutil
 import subprocess
 import sys
 import unittest.mock
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import xpnn.kernels
 from xpnn import backend as backends
 from xpnn import kernels, layers, random, threads
 from xpnn.kernels.numpy import batchnorm, winograd
 from xpnn.layers.pooling import window_max
 from xpnn.optim.rules import RULES
 from xpnn.windows import Window
-
-PHILOX_CU = Path(xpnn.kernels.__file__).parent / "cupy" / "philox.cu"
-
-WRAPPER = f"""
-#include "{PHILOX_CU.as_posix()}"
-extern "C" void draw(u64 seed, u64 stream, u64 counter, u64 blocks, u64* out) {{
-    for (u64 i = 0; i < blocks; ++i) philox_draw(seed, stream, counter, i, out + 4 * i);
-}}
-extern "C" void block(u64 seed, u64 stream, u64 counter, u64* out) {{ philox_block(seed, stream, counter, 0, out); }}
-"""
 
 
 def normals(*shape, dtype="float32", seed=0):
@@ -69,6 +55,11 @@ def convolutions(dtype, layout):
         yield x, w, normals(6, dtype=dtype, seed=2), dout, window, groups
 
 
+def few_filters(window, dtype):
+    """Fewer than a group has channels."""
+    return normals(2, 3, *window.size, dtype=dtype, seed=1)
+
+
 DTYPES = ("float64", "float32")
 FLOATS = [(dtype, layout) for dtype in ("float64", "float32") for layout in (np.asarray, channels_last)]
 EACH_CONVOLUTION = [case for kind in FLOATS for case in convolutions(*kind)]
@@ -79,7 +70,6 @@ ACTIVATIONS = [
     np.linspace(-8, 8, 20_001),
     normals(3, 4)[:, ::2],
 ]
-
 # With means far from 0: sums of many numbers of one sign lose more of them.
 ROWS = [
     3 + normals(*shape, dtype=dtype)
@@ -88,20 +78,56 @@ ROWS = [
 ]
 
 
+# Channels by the 16 bytes, and a window whose places take more than a byte.
+WIDE_IMAGES = [layout(ties(2, 8, 20, 19, dtype=dtype)) for dtype, layout in FLOATS]
+WIDE_POOLS = [*POOLS[:2], Window((17, 17), (3, 2))]
+
+# Rows for a warp each and for a block each.
+EXAMPLES = [
+    3 + normals(*shape, dtype=dtype)
+    for dtype in ("float64", "float32")
+    for shape in ((7,), (3, 1), (2, 5, 33), (0, 4), (70, 100), (3, 1100))
+]
+SCORES = [
+    4 * normals(*shape, dtype=dtype)
+    for dtype in ("float64", "float32")
+    for shape in ((1, 1), (5, 10), (129, 10), (300, 33), (1, 1100), (3, 2000))
+]
+
+
 def vectors(x, count):
     """Numbers for each column of the rows x."""
-    return [normals(x.shape[1], dtype=x.dtype, seed=seed) for seed in range(count)]
+    return [normals(x.shape[-1], dtype=x.dtype, seed=seed) for seed in range(count)]
 
 
 def steps(rule, **settings):
-    """w, dw and config: the first step, and one on state that is there."""
+    """w, dw, config, condition and factor: the first step, and others on state that is there."""
     rule = RULES[rule]
     for dtype, n in itertools.product(("float64", "float32"), (0, 5, 100_003)):
         zeros = {key: np.zeros(n, dtype) for key in rule.state}
         full = {key: normals(n, dtype=dtype, seed=2) ** 2 for key in rule.state}
-        for state, more in ((zeros, {}), (full, {"t": 3} if "t" in rule.defaults else {})):
-            config = {**rule.defaults, **settings, **more, **state}
-            yield normals(n, dtype=dtype), normals(n, dtype=dtype, seed=1), config
+        begun = {**full, **({"t": 3} if "t" in rule.defaults else {})}
+        factor, true, false = (np.array(value) for value in (np.dtype(dtype).type(0.3), True, False))
+        for state, *more in ((zeros,), (begun,), (begun, true, factor), (begun, false), (begun, None, factor)):
+            yield (
+                normals(n, dtype=dtype),
+                normals(n, dtype=dtype, seed=1),
+                {**rule.defaults, **settings, **state},
+                *more,
+            )
+
+
+def picks():
+    """Images and where to take others from: of every size of a number, with the channels last or not."""
+    rng = np.random.default_rng(0)
+    for dtype, layout in itertools.product(("uint8", "int16", "float32", "float64"), (np.asarray, channels_last)):
+        x = layout(rng.integers(0, 99, (6, 3, 40, 30)).astype(dtype))
+        indices, rows, columns = rng.integers(0, 6, 4), rng.integers(0, 40, (4, 42)), rng.integers(0, 30, (4, 29))
+        yield x, indices, rows, columns
+        yield x[:4, :, ::2, ::-1], None, rows // 2, columns
+        yield x[:4], None, None, columns
+        yield x[:, :1], indices, rows[:, :1], None
+        yield x, indices[:0], rows[:0], columns[:0]
 
 
 # For every registered function: calls that its kernel has to answer as the definition does.
@@ -113,6 +139,19 @@ CALLS = {
         (2**64 - 1, 2**63, 2**32 - 1, 4096),
         (5, 0, 0, 100_003),
         (5, 6, 2**64 - 2, 12),
+    ],
+    "random.dropout_mask": [
+        *((0, 1, 2, n, 0.5, dtype) for n in (0, 1, 8, 20_001) for dtype in ("float64", "float32", "float16")),
+        (2**64 - 1, 2**63, 2**32 - 1, 4099, 0.3, "float32"),
+        (5, 6, 2**64 - 2, 36, 0.9, "float32"),
+        (5, 16, 0, 1000, 0.0, "float32"),
+        (5, 16, 0, 1000, 1 - 2.0**-40, "float32"),
+    ],
+    "losses.cross_entropy": [
+        *((x, np.random.default_rng(0).integers(0, x.shape[1], len(x)), 0.0, len(x)) for x in SCORES),
+        *((x, np.random.default_rng(0).integers(-1, x.shape[1] + 1, len(x)), 0.1, 1) for x in SCORES),
+        (np.array([[3e38, -3e38, 0.0]], "float32"), np.array([1]), 0.1, 1),
+        (np.array([[1.0, 2.0, 3.0], [1e4, 0.0, -1e4]], "float32"), np.array([1, 2**62]), 1.0, 2),
     ],
     **{
         f"optim.in_place.{rule}": [case for settings in choices for case in steps(rule, **settings)]
@@ -127,6 +166,10 @@ CALLS = {
             "lion": [{"weight_decay": 0.0}, {"weight_decay": 0.1}],
         }.items()
     },
+    "optim.norms.sum_of_squares": [
+        (x,) for x in [*ROWS, *IMAGES, normals(9, 5)[:, ::2], normals(0), np.array(2.0), normals(1_000_003)]
+    ],
+    "data.images.pick": list(picks()),
     "special.erf": [(x,) for x in ACTIVATIONS],
     "layers.activation.positive_part": [(x,) for x in [*ACTIVATIONS, WITH_NAN]],
     "layers.activation.where_positive": [
@@ -140,12 +183,35 @@ CALLS = {
     ],
     "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
     "layers.batchnorm.moments": [(x,) for x in ROWS],
+    "layers.batchnorm.running_moments": [
+        (*vectors(normals(1, d, dtype=dtype), 4), 0.9, correction)
+        for dtype in ("float64", "float32")
+        for d, correction in ((0, 1.0), (3, 1.0), (500, 1.25))
+    ],
+    "layers.batchnorm.scales": [
+        (normals(d, dtype=dtype) ** 2, normals(d, dtype=dtype, seed=1), 1e-5)
+        for dtype in ("float64", "float32")
+        for d in (3, 500)
+    ],
+    "layers.batchnorm.means": [
+        (*vectors(normals(1, d, dtype=dtype), 3), 7) for dtype in ("float64", "float32") for d in (3, 500)
+    ],
     "layers.batchnorm.normalize": [(x, *vectors(x, 3)) for x in ROWS],
     "layers.batchnorm.gradient_sums": [
         *((normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 1)) for x in ROWS),
         (normals(9, 3), normals(9, 3, dtype="float64", seed=1), normals(3, dtype="float64")),
     ],
     "layers.batchnorm.input_gradient": [(normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 4)) for x in ROWS],
+    "layers.normalization.layernorm": [(x, *vectors(x, 2), 1e-5) for x in EXAMPLES],
+    "layers.normalization.layernorm_grad": [
+        (
+            normals(*x.shape, dtype=x.dtype, seed=3),
+            x,
+            1 + normals(*x.shape[:-1], 1, dtype=x.dtype, seed=4) ** 2,
+            *vectors(x, 1),
+        )
+        for x in EXAMPLES
+    ],
     "products.matmul": [
         (normals(*a, dtype=dtype), normals(*b, dtype=dtype, seed=1), out)
         for dtype in ("float64", "float32")
@@ -154,6 +220,11 @@ CALLS = {
             *(((0, 4), (4, 3)), ((5, 0), (0, 3)), ((5, 0), (0, 40))),
         )
         for out in (None, np.ones((*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1]), dtype))
+    ],
+    "products.matmul_bias": [
+        (normals(*a, dtype=dtype), normals(*b, dtype=dtype, seed=1), normals(b[-1], dtype=dtype, seed=2))
+        for dtype in ("float64", "float32")
+        for a, b in (((5, 4), (4, 3)), ((0, 4), (4, 3)), ((5, 0), (0, 3)), ((70, 100), (100, 33)))
     ],
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
@@ -169,14 +240,35 @@ CALLS = {
         (dout, x, window, groups) for x, _, _, dout, window, groups in EACH_CONVOLUTION
     ],
     "layers.convolution.correlate_input_grad": [
-        (dout, w, (9, 8), window, groups) for _, w, _, dout, window, groups in EACH_CONVOLUTION
+        *((dout, w, (9, 8), window, groups) for _, w, _, dout, window, groups in EACH_CONVOLUTION),
+        *(
+            (
+                layout(normals(5, 2, *window.counts((9, 8)), dtype=dtype)),
+                few_filters(window, dtype),
+                (9, 8),
+                window,
+                groups,
+            )
+            for dtype, layout in FLOATS
+            for window, groups in CONVOLUTIONS
+        ),
     ],
-    "layers.pooling.window_max": [(x, window) for x in [*IMAGES, WITH_NAN] for window in POOLS],
+    "layers.pooling.window_max": [
+        *((x, window) for x in [*IMAGES, WITH_NAN] for window in POOLS),
+        *((x, window) for x in WIDE_IMAGES for window in WIDE_POOLS),
+    ],
     "layers.pooling.window_max_grad": [
-        (layout(normals(3, 5, *window.counts((9, 8)), dtype=dtype)), window_max(x, window)[1], (9, 8), window)
-        for dtype, layout in FLOATS
-        for x in (IMAGES[0], IMAGES[4])  # without ties and with them
-        for window in POOLS
+        *(
+            (layout(normals(3, 5, *window.counts((9, 8)), dtype=dtype)), window_max(x, window)[1], (9, 8), window)
+            for dtype, layout in FLOATS
+            for x in (IMAGES[0], IMAGES[4])  # without ties and with them
+            for window in POOLS
+        ),
+        *(
+            (normals(2, 8, *window.counts((20, 19)), dtype=dtype), layout(window_max(x, window)[1]), (20, 19), window)
+            for (dtype, layout), x in zip(FLOATS, WIDE_IMAGES, strict=True)
+            for window in WIDE_POOLS
+        ),
     ],
 }
 
@@ -184,19 +276,46 @@ CALLS = {
 ELEMENTWISE = {"special.erf": 8, "layers.activation.gelu_and_slope": 8} | {
     f"optim.in_place.{rule}": 8 for rule in RULES if RULES[rule].elementwise
 }
+# Where tanh is nearly -1, the definition's slope has its rounding up to 130 times; CuPy's kernel is nearer the truth.
+ELEMENTWISE["layers.activation.gelu_and_slope on cupy"] = 64
 # Of a result's largest number: the convolutions add up to some hundred products, in another order. What is in neither
 # table is equal to the bit.
 ROUNDINGS = {
     "layers.batchnorm.moments": 16,
+    "layers.batchnorm.running_moments": 4,
+    "layers.batchnorm.scales": 4,
+    "layers.batchnorm.means": 4,
     "layers.batchnorm.normalize": 0,
     "layers.batchnorm.gradient_sums": 16,
     "layers.batchnorm.input_gradient": 0,
     "layers.convolution.correlate": 16,
     "layers.convolution.correlate_filter_grad": 16,
     "layers.convolution.correlate_input_grad": 16,
+    "layers.normalization.layernorm": 16,
+    "layers.normalization.layernorm_grad": 16,
     "layers.pooling.window_max_grad": 2,
     "layers.rows.add_rows": 16,
+    "losses.cross_entropy": 16,
     "products.matmul": 4,
+    "products.matmul_bias": 4,
+    "optim.norms.sum_of_squares": 16,
+    # A device rounds a product and a sum once.
+    "layers.batchnorm.normalize on cupy": 2,
+    "layers.batchnorm.input_gradient on cupy": 2,
+}
+# What NumPy has no kernel for.
+OF_DEVICES = {
+    "random.philox",
+    "products.matmul_bias",
+    "random.dropout_mask",
+    "data.images.pick",
+    "optim.norms.sum_of_squares",
+    "losses.cross_entropy",
+    "layers.batchnorm.running_moments",
+    "layers.batchnorm.scales",
+    "layers.batchnorm.means",
+    "layers.normalization.layernorm",
+    "layers.normalization.layernorm_grad",
 }
 
 
@@ -247,7 +366,7 @@ def test_every_kernel_has_calls_to_compare():
 
 def test_every_function_that_is_compared_has_a_kernel():
     kernels.load("numpy")
-    assert CALLS.keys() - {"random.philox"} == {function for function, library in kernels.TABLE if library == "numpy"}
+    assert CALLS.keys() - OF_DEVICES == {function for function, library in kernels.TABLE if library == "numpy"}
 
 
 def test_every_kernel_gives_the_results_of_its_definition():
@@ -282,8 +401,9 @@ def assert_same_results(function, library, fast, args):
         rtol = atol = 0.0
         if truth.dtype.kind == "f":
             eps = np.finfo(truth.dtype).eps
-            rtol = ELEMENTWISE.get(function, 0) * eps
-            atol = rtol + ROUNDINGS.get(function, 0) * eps * np.nanmax(np.abs(truth), initial=0.0)
+            rtol = ELEMENTWISE.get(f"{function} on {library}", ELEMENTWISE.get(function, 0)) * eps
+            roundings = ROUNDINGS.get(f"{function} on {library}", ROUNDINGS.get(function, 0))
+            atol = rtol + roundings * eps * np.nanmax(np.abs(truth), initial=0.0)
         np.testing.assert_allclose(result, truth, rtol=rtol, atol=atol, err_msg=f"{function} on {library}")
 
 
@@ -373,69 +493,6 @@ def test_a_generator_draws_through_the_kernel(monkeypatch):
     assert calls == [(1, 2, 3, 6)]
     monkeypatch.undo()
     np.testing.assert_array_equal(received, random.Generator(1, 2, 3).integers(0, 100, 6))
-
-
-@pytest.fixture(scope="module")
-def philox_on_the_host(tmp_path_factory):
-    """philox.cu compiled as plain C++."""
-    compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler was found")
-    folder = tmp_path_factory.mktemp("philox")
-    (folder / "wrapper.cpp").write_text(WRAPPER)
-    library = folder / "philox.so"
-    command = [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(folder / "wrapper.cpp")]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
-
-
-def words(*values):
-    return (ctypes.c_uint64(value) for value in values)
-
-
-def draw_on_the_host(library, seed, stream, counter, blocks):
-    out = np.empty(4 * blocks, dtype=np.uint64)
-    library.draw(*words(seed, stream, counter, blocks), out.ctypes.data_as(ctypes.c_void_p))
-    return out
-
-
-def test_philox_cu_gives_the_known_answer_of_its_authors(philox_on_the_host):
-    out = np.empty(4, dtype=np.uint64)
-    philox_on_the_host.block(*words(0, 0, 0), out.ctypes.data_as(ctypes.c_void_p))
-    # Random123's kat_vectors: philox4x64 10, counter and key zero
-    assert out.tolist() == [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
-@pytest.mark.parametrize("stream", [0, 16, 2**64 - 1])
-@pytest.mark.parametrize("counter", [0, 1, 2**32 - 2, 2**63 - 1, 2**64 - 6])
-def test_philox_cu_gives_the_bits_of_numpys_philox(philox_on_the_host, seed, stream, counter):
-    received = draw_on_the_host(philox_on_the_host, seed, stream, counter, 5)
-    np.testing.assert_array_equal(received, random.philox(seed, stream, counter, 20))
-
-
-def test_philox_cu_carries_past_the_last_64_bit_counter_as_numpy_does(philox_on_the_host):
-    received = draw_on_the_host(philox_on_the_host, 5, 6, 2**64 - 2, 3)
-    np.testing.assert_array_equal(received, random.philox(5, 6, 2**64 - 2, 12))
-
-
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-CUDA_SOURCES = sorted(Path(xpnn.kernels.__file__).parent.rglob("*.cu"))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", CUDA_SOURCES, ids=[source.name for source in CUDA_SOURCES])
-def test_every_cuda_source_compiles_for_every_architecture(source, architecture):
-    try:
-        compiler = importlib.import_module("cupy.cuda.compiler")
-        # CuPy's own way to the compiler, without the device that its public one asks for
-        program = compiler._NVRTCProgram(source.read_text(), source.name, method="cubin")
-    except Exception as error:
-        if os.environ.get("XPNN_DEMAND_NVRTC"):
-            raise
-        pytest.skip(f"no CUDA compiler is installed: {error}")
-    cubin, _ = program.compile((f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true"))
-    assert cubin[:4] == b"\x7fELF"
 
 
 HALVES = {

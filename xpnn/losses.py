@@ -11,7 +11,8 @@ from typing import Any
 from xpnn import backend as backends
 from xpnn import special
 from xpnn.arguments import check_number
-from xpnn.backend import Array, describe, is_array, is_floating, is_integer, one_kind
+from xpnn.backend import Array, describe, is_array, is_floating, is_integer, library_of, namespace, one_kind
+from xpnn.kernels import fast_path
 
 
 def softmax_loss(x: Array, y: Array, label_smoothing: float = 0.0, reduction: str = "mean") -> tuple[Array, Array]:
@@ -49,16 +50,29 @@ def softmax_loss(x: Array, y: Array, label_smoothing: float = 0.0, reduction: st
     """
     expected = "label_smoothing from 0 to 1"
     smoothing = check_number("softmax_loss", expected, label_smoothing, lambda number: 0 <= number <= 1)
-    if is_array(y) and is_floating(y) and y.ndim == 2:
-        xp = _check_same("softmax_loss", x, y)
-        targets = xp.astype(y, x.dtype, copy=False)
-        weight = (1.0 - smoothing) * xp.sum(targets, axis=1, keepdims=True) + smoothing
-    else:
-        xp, y = _check("softmax_loss", x, y)
-        targets, weight = xp.astype(_one_hot(xp, x, y), x.dtype), 1.0
-    if smoothing:
-        targets = (1.0 - smoothing) * targets + smoothing / x.shape[1]
-    n = _count("softmax_loss", reduction, x.shape[0])
+    if not (is_array(y) and is_floating(y) and y.ndim == 2):
+        _, y = _check("softmax_loss", x, y)
+        n = _count("softmax_loss", reduction, x.shape[0])
+        return (fast_path("losses.cross_entropy", library_of(x)) or cross_entropy)(x, y, smoothing, n)
+    xp = _check_same("softmax_loss", x, y)
+    targets = xp.astype(y, x.dtype, copy=False)
+    weight = (1.0 - smoothing) * xp.sum(targets, axis=1, keepdims=True) + smoothing
+    return _cross_entropy(x, _smoothed(targets, smoothing), weight, _count("softmax_loss", reduction, x.shape[0]))
+
+
+def cross_entropy(x: Array, y: Array, smoothing: float, n: int) -> tuple[Array, Array]:
+    """The definition of `softmax_loss` with labels y (N,), where n is N or 1. A label out of range is no class."""
+    xp = namespace(x)
+    return _cross_entropy(x, _smoothed(xp.astype(_one_hot(xp, x, y), x.dtype), smoothing), 1.0, n)
+
+
+def _smoothed(targets: Array, smoothing: float) -> Array:
+    return (1.0 - smoothing) * targets + smoothing / targets.shape[1] if smoothing else targets
+
+
+def _cross_entropy(x: Array, targets: Array, weight: Array | float, n: int) -> tuple[Array, Array]:
+    """The loss and its gradient, of targets (N, C) that add up to the weight, a number or an array (N, 1)."""
+    xp = namespace(x)
     top, low = xp.max(x, axis=1, keepdims=True), float(xp.finfo(x.dtype).min) / 2
     shifted = xp.maximum(x, xp.maximum(top, low) + low) - top  # x - top, which may not overflow
     exp = xp.exp(shifted)

@@ -9,10 +9,22 @@ def product(a: Array, b: Array, out: Array | None = None) -> Array:
     return (fast_path("products.matmul", library_of(a)) or matmul)(a, b, out)
 
 
+def product_bias(a: Array, b: Array, bias: Array) -> Array:
+    """Return a b + bias, which is added to every row of the matrix."""
+    return (fast_path("products.matmul_bias", library_of(a)) or matmul_bias)(a, b, bias)
+
+
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """The definition of `product`."""
     result = namespace(a).matmul(a, b)
     if out is None:
         return result
     out[...] = result
+    return out
+
+
+def matmul_bias(a: Array, b: Array, bias: Array) -> Array:
+    """The definition of `product_bias`."""
+    out = product(a, b)
+    out += bias
     return out

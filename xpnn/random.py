@@ -34,6 +34,13 @@ def _words(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.uint64)
 
 
+def dropout_mask(seed: int, stream: int, counter: int, n: int, p: float, dtype: str) -> Array:
+    """The definition of `Generator.dropout_mask`: `n` numbers from 32 bits each, of the blocks after `counter`."""
+    bits = philox(seed, stream, counter, (n + 1) // 2).view("uint32")[:n]
+    keep = bits >= min(round(p * 2**32), 2**32 - 1)
+    return keep.astype(dtype) * (1.0 / (1.0 - p))
+
+
 class Generator:
     """A stream of random numbers whose whole state is (seed, stream, counter).
 
@@ -132,17 +139,21 @@ class Generator:
     ) -> Array:
         """Draw the mask of inverted dropout: 0 with probability `p`, else 1 / (1 - p)."""
         target, shape = backends.get(backend), _shape(shape)
-        p = float(p)
-        bits = self._bits32(math.prod(shape), target)
-        keep = bits >= min(round(p * 2**32), 2**32 - 1)
-        return self._deliver(keep.astype(dtype_name(dtype)) * (1.0 / (1.0 - p)), shape, target)
+        n = math.prod(shape)
+        draw = fast_path("random.dropout_mask", target.name) or dropout_mask
+        mask = draw(self.seed, self.stream, self.counter, n, float(p), dtype_name(dtype))
+        self._use(-(-n // 8))
+        return self._deliver(mask, shape, target)
 
     def _bits(self, n: int, target: Backend) -> Array:
         """n uint64, on the device where it has a kernel, else on the host; the counter moves past them."""
         draw = fast_path("random.philox", target.name) or philox
         bits = draw(self.seed, self.stream, self.counter, n)
-        self.counter = (self.counter + -(-n // 4)) % 2**64
+        self._use(-(-n // 4))
         return bits
+
+    def _use(self, blocks: int) -> None:
+        self.counter = (self.counter + blocks) % 2**64
 
     def _bits32(self, n: int, target: Backend) -> Array:
         return self._bits((n + 1) // 2, target).view("uint32")[:n]

@@ -253,6 +253,32 @@ def test_a_composition_is_one_after_the_other(kind):
     assert together.rng.state == apart.rng.state
 
 
+CHAINS = [
+    [RandomCrop(2), AlternatingFlip()],
+    [RandomFlip(), RandomCrop(1), RandomFlip(), RandomCrop(2)],
+    [AlternatingFlip(), RandomCrop(1, "zero"), RandomFlip(), Cutout(2), lambda x, batch: x ^ 1, RandomCrop(2)],
+    [],
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_transforms_that_move_pixels_are_one_pass_with_the_results_of_each_by_itself(kind, chain):
+    x, together, one_by_one = kind(images()), batch_of(kind), batch_of(kind)
+    expected = x
+    for transform in chain:
+        expected = transform(expected, one_by_one)
+    np.testing.assert_array_equal(kind.to_numpy(Compose(chain)(x, together)), kind.to_numpy(expected))
+    assert together.rng.state == one_by_one.rng.state
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_batch_may_be_gathered_from_the_data_set_on_the_way(kind, chain):
+    data, indices = np.random.default_rng(1).integers(0, 256, (20, 3, 6, 5), dtype="uint8"), np.arange(N) * 2
+    expected = Compose(chain)(kind(data[indices]), batch_of(kind))
+    received = Compose(chain)(kind(data), batch_of(kind), kind(indices))
+    np.testing.assert_array_equal(kind.to_numpy(received), kind.to_numpy(expected))
+
+
 def test_only_normalize_applies_in_evaluation(kind):
     compose = as_compose([RandomFlip(), Compose([Normalize(1, 2)]), Mixup(1.0), Cutout(1), lambda x, batch: 0 * x])
     kind.assert_close(compose.evaluate(kind(images()), "float64"), (images() - 1.0) / 2)

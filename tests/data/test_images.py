@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xpnn.data.images import mirror, pad, pick_columns, pick_rows, reflect
+from xpnn.data.images import mirror, pad, picked, reflect
 
 X = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5), dtype=np.uint8)
 
@@ -32,13 +32,28 @@ def test_mirror_exchanges_left_and_right(kind):
 
 
 def test_each_image_has_rows_and_columns_of_its_own(kind):
-    rows = np.random.default_rng(1).integers(0, 6, (4, 7))
-    columns = np.random.default_rng(2).integers(0, 5, (4, 2))
-    by_row = kind.to_numpy(pick_rows(kind(X), kind(rows)))
-    by_column = kind.to_numpy(pick_columns(kind(X), kind(columns)))
-    for n in range(4):
-        np.testing.assert_array_equal(by_row[n], X[n][:, rows[n]])
-        np.testing.assert_array_equal(by_column[n], X[n][:, :, columns[n]])
+    indices = np.array([2, 0, 2])
+    rows = np.random.default_rng(1).integers(0, 6, (3, 7))
+    columns = np.random.default_rng(2).integers(0, 5, (3, 2))
+    by_row = kind.check(picked(kind(X), kind(indices), kind(rows)), "uint8")
+    by_column = picked(kind(X)[:3, ...], columns=kind(columns))
+    by_both = picked(kind(X), kind(indices), kind(rows), kind(columns))
+    for n, index in enumerate(indices):
+        np.testing.assert_array_equal(kind.to_numpy(by_row)[n], X[index][:, rows[n]])
+        np.testing.assert_array_equal(kind.to_numpy(by_column)[n], X[n][:, :, columns[n]])
+        np.testing.assert_array_equal(kind.to_numpy(by_both)[n], X[index][:, rows[n]][:, :, columns[n]])
+
+
+def test_examples_of_any_shape_are_picked(kind):
+    x = np.arange(12).reshape(4, 3)
+    np.testing.assert_array_equal(kind.to_numpy(picked(kind(x), kind(np.array([3, 1])))), x[[3, 1]])
+    images = kind(X)
+    assert picked(images) is images
+
+
+def test_of_no_images_none_are_picked(kind):
+    none = kind(np.zeros((0, 6), "int64"))
+    kind.check(picked(kind(X), kind(np.zeros(0, "int64")), none, none), "uint8", (0, 3, 6, 6))
 
 
 def test_what_are_no_images_is_refused(kind):

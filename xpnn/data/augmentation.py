@@ -22,17 +22,11 @@ from typing import Any
 
 from xpnn import backend as backends
 from xpnn.backend import Array, dtype_name, is_floating, is_integer, namespace
-from xpnn.data.images import (
-    PADDINGS,
-    check_images,
-    check_padding,
-    pad,
-    pick_columns,
-    pick_rows,
-    reflect,
-)
+from xpnn.data.images import PADDINGS, check_images, check_padding, pad, picked, reflect
 from xpnn.errors import SettingError
 from xpnn.random import FLIPS, Generator
+
+Places = tuple[Array | None, Array | None]
 
 
 @dataclass
@@ -84,7 +78,32 @@ class Transform:
         out : array (N, C, H, W)
             Of the same dtype, unless the transform says otherwise.
         """
-        raise NotImplementedError
+        places = self.places(x, batch)
+        if places is None:
+            raise NotImplementedError
+        return picked(x, None, *places)
+
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
+        """Return where the pixels of a batch come from, for a transform that only moves them.
+
+        A `Compose` asks for it: then several of them, and the gathering of the batch, are one pass over the images.
+
+        Parameters
+        ----------
+        x : array (M, C, H, W)
+            Those of the batch, or of the whole data set.
+        batch : Batch
+            Its `rng` moves on.
+        n : int, optional
+            How many images the batch has, N: M by default.
+
+        Returns
+        -------
+        rows, columns : int64 array (N, H) or (N, W), or None
+            For each row and column of each image that from which it comes; None where all stay. None in place of both,
+            and nothing is drawn, when the transform does more.
+        """
+        return None
 
     def evaluate(self, x: Array, dtype: str = "float32") -> Array:
         """Return what the model is to see when nothing is left to chance: the images themselves, as a rule."""
@@ -142,25 +161,34 @@ class RandomCrop(Transform):
             raise SettingError(f"RandomCrop: expected mode to be one of {', '.join(PADDINGS)}; received {self.mode!r}")
 
     def __call__(self, x: Array, batch: Batch) -> Array:
-        xp = check_images("RandomCrop", x)
-        n, _, height, width = x.shape
-        check_padding("RandomCrop", self.mode, self.padding, height, width)
-        shifts = batch.rng.integers(-self.padding, self.padding + 1, (2, n, 1), backends.of(x))
-        rows = shifts[0, ...] + xp.arange(height, dtype=xp.int64, device=x.device)
-        columns = shifts[1, ...] + xp.arange(width, dtype=xp.int64, device=x.device)
+        if self.mode == "reflect":
+            return super().__call__(x, batch)
+        rows, columns = self._shifted(x, batch)
+        return picked(pad(x, self.padding, "zero"), None, rows + self.padding, columns + self.padding)
+
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
         if self.mode == "zero":
-            x = pad(x, self.padding, "zero")
-            return pick_columns(pick_rows(x, rows + self.padding), columns + self.padding)
-        return pick_columns(pick_rows(x, reflect(rows, height)), reflect(columns, width))
+            return None
+        rows, columns = self._shifted(x, batch, n)
+        return reflect(rows, x.shape[2]), reflect(columns, x.shape[3])
+
+    def _shifted(self, x: Array, batch: Batch, n: int | None = None) -> tuple[Array, Array]:
+        """Rows and columns as if the images had no edges."""
+        xp = check_images("RandomCrop", x)
+        m, _, height, width = x.shape
+        check_padding("RandomCrop", self.mode, self.padding, height, width)
+        shifts = batch.rng.integers(-self.padding, self.padding + 1, (2, m if n is None else n, 1), backends.of(x))
+        rows = shifts[0, ...] + xp.arange(height, dtype=xp.int64, device=x.device)
+        return rows, shifts[1, ...] + xp.arange(width, dtype=xp.int64, device=x.device)
 
 
 @dataclass(frozen=True)
 class RandomFlip(Transform):
     """Exchange left and right in every second image, at random."""
 
-    def __call__(self, x: Array, batch: Batch) -> Array:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
         check_images("RandomFlip", x)
-        return _flip(x, batch.rng.integers(0, 2, x.shape[0], backends.of(x)))
+        return None, _mirrored(x, batch.rng.integers(0, 2, x.shape[0] if n is None else n, backends.of(x)))
 
 
 @dataclass(frozen=True)
@@ -175,12 +203,12 @@ class AlternatingFlip(Transform):
 
     _drawn: dict[tuple[Any, ...], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __call__(self, x: Array, batch: Batch) -> Array:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
         xp = check_images("AlternatingFlip", x)
         if batch.num_examples < 1:
             raise SettingError("AlternatingFlip: expected a batch that knows the size of its data set; received 0")
         coins = self._coins(batch.rng.seed, batch.num_examples, backends.of(x))
-        return _flip(x, xp.take(coins, batch.indices, axis=0) ^ (batch.epoch % 2))
+        return None, _mirrored(x, xp.take(coins, batch.indices, axis=0) ^ (batch.epoch % 2))
 
     def _coins(self, *drawn_for: Any) -> Array:
         """A coin for each image: those of the last batch, where it had the same seed, size and backend."""
@@ -321,10 +349,17 @@ class Compose(Transform):
     def __repr__(self) -> str:
         return f"[{', '.join(map(_describe, self.transforms))}]"
 
-    def __call__(self, x: Array, batch: Batch) -> Array:
+    def __call__(self, x: Array, batch: Batch, indices: Array | None = None) -> Array:
+        """Return the changed images: with `indices`, int64 (N,), of those images of x alone."""
+        n, rows, columns = None if indices is None else indices.shape[0], None, None
         for transform in self.transforms:
-            x = transform(x, batch)
-        return x
+            places = transform.places(x, batch, n) if isinstance(transform, Transform) else None
+            if places is None:
+                x = transform(picked(x, indices, rows, columns), batch)
+                n = indices = rows = columns = None
+            else:
+                rows, columns = map(_then, (rows, columns), places)
+        return picked(x, indices, rows, columns)
 
     def evaluate(self, x: Array, dtype: str = "float32") -> Array:
         for transform in self.transforms:
@@ -355,11 +390,18 @@ def beta(alpha: float, rng: Generator) -> float:
     return 0.5 + 0.5 * math.copysign(math.sqrt(part / (q + part)), cos)
 
 
-def _flip(x: Array, coins: Array) -> Array:
-    """Exchange left and right where a coin, of int64, is 1."""
+def _mirrored(x: Array, coins: Array) -> Array:
+    """Columns (N, W) of images, exchanged left and right where a coin, of int64, is 1."""
     xp, width = namespace(x), x.shape[3]
     columns = xp.arange(width, dtype=xp.int64, device=x.device)[None, :]
-    return pick_columns(x, columns + coins[:, None] * (width - 1 - 2 * columns))
+    return columns + coins[:, None] * (width - 1 - 2 * columns)
+
+
+def _then(first: Array | None, second: Array | None) -> Array | None:
+    """Rows, or columns, of images that are moved twice."""
+    if first is None or second is None:
+        return second if first is None else first
+    return namespace(first).take_along_axis(first, second, axis=1)
 
 
 def _blend(x: Array, others: Array, weight: float) -> Array:

@@ -1,8 +1,10 @@
 """Moving the pixels of image batches: padding, flipping, and another choice of rows and columns for each image."""
 
+import math
 from typing import Any
 
-from xpnn.backend import Array, describe, dtype_name, is_array, is_real, namespace
+from xpnn.backend import Array, describe, dtype_name, is_array, is_real, library_of, namespace
+from xpnn.kernels import fast_path
 
 PADDINGS = ("reflect", "zero")
 
@@ -78,6 +80,34 @@ def mirror(x: Array) -> Array:
     return check_images("mirror", x).flip(x, axis=3)
 
 
+def picked(x: Array, indices: Array | None = None, rows: Array | None = None, columns: Array | None = None) -> Array:
+    """Return some of the images, and of each other pixels: ``x[indices[n], c, rows[n, i], columns[n, j]]``.
+
+    Parameters
+    ----------
+    x : array (M, C, H, W)
+        Of any dtype. Without rows and columns, examples of any shape.
+    indices : int64 array (N,), optional
+        By default all images, in their order.
+    rows, columns : int64 array (N, H') or (N, W'), optional
+        By default all, in their order.
+
+    Returns
+    -------
+    out : array (N, C, H', W')
+    """
+    if rows is None and columns is None:
+        return x if indices is None else namespace(x).take(x, indices, axis=0)
+    return (fast_path("data.images.pick", library_of(x)) or pick)(x, indices, rows, columns)
+
+
+def pick(x: Array, indices: Array | None = None, rows: Array | None = None, columns: Array | None = None) -> Array:
+    """The definition of `picked`."""
+    x = x if indices is None else namespace(x).take(x, indices, axis=0)
+    x = x if rows is None else pick_rows(x, rows)
+    return x if columns is None else pick_columns(x, columns)
+
+
 def pick_rows(x: Array, rows: Array) -> Array:
     """Return ``out[n, :, i, :] = x[n, :, rows[n, i], :]``: other rows for each image."""
     return _pick(x, rows, (0, 2, 1, 3), (0, 2, 1, 3))
@@ -95,5 +125,5 @@ def _pick(x: Array, indices: Array, there: tuple[int, ...], back: tuple[int, ...
     n, size, *line = x.shape
     count = indices.shape[1]
     first = xp.arange(n, dtype=xp.int64, device=x.device)[:, None] * size
-    lines = xp.take(xp.reshape(x, (n * size, -1)), xp.reshape(first + indices, (-1,)), axis=0)
+    lines = xp.take(xp.reshape(x, (n * size, math.prod(line))), xp.reshape(first + indices, (-1,)), axis=0)
     return xp.permute_dims(xp.reshape(lines, (n, count, *line)), back)

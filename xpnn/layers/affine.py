@@ -8,7 +8,7 @@ from xpnn.backend import Array, Shape, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import sum_rows
-from xpnn.products import product
+from xpnn.products import product, product_bias
 
 
 def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
@@ -43,9 +43,7 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
             f"received x {tuple(x.shape)}, w {tuple(w.shape)} and b {tuple(b.shape)}"
         )
     rows = _rows(x)
-    out = product(rows, w)
-    out += b
-    return out, (rows, w, x.shape, True)  # as of `linear_forward`, which has the same gradients
+    return product_bias(rows, w, b), (rows, w, x.shape, True)  # as of `linear_forward`, which has the same gradients
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -106,9 +104,7 @@ def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, C
             f"x {tuple(x.shape)}, w {tuple(w.shape)} and b {None if b is None else tuple(b.shape)}"
         )
     rows = _last_axis_rows(x)
-    out = product(rows, w)
-    if b is not None:
-        out += b
+    out = product(rows, w) if b is None else product_bias(rows, w, b)
     return xp.reshape(out, (*x.shape[:-1], w.shape[1])), (rows, w, x.shape, b is not None)
 
 

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from xpnn.arguments import check_flag, check_keys, check_number
-from xpnn.backend import Array, Shape, library_of, one_kind
+from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
@@ -70,13 +70,12 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
     running_mean, running_var = (xp.astype(bn_param[key], x.dtype, copy=False) for key in RUNNING)
     if mode == "train":
         mean, var = (fast_path("layers.batchnorm.moments", library_of(x)) or moments)(x)
-        batch_var = var * (n / (n - 1)) if unbiased else var
-        bn_param["running_mean"] = momentum * running_mean + (1 - momentum) * mean
-        bn_param["running_var"] = momentum * running_var + (1 - momentum) * batch_var
+        blend = fast_path("layers.batchnorm.running_moments", library_of(x)) or running_moments
+        blended = blend(running_mean, running_var, mean, var, momentum, n / (n - 1) if unbiased else 1.0)
+        bn_param["running_mean"], bn_param["running_var"] = blended
     else:
         mean, var = running_mean, running_var
-    inv_std = 1.0 / xp.sqrt(var + eps)
-    scale = gamma * inv_std
+    inv_std, scale = (fast_path("layers.batchnorm.scales", library_of(x)) or scales)(var, gamma, eps)
     out = (fast_path("layers.batchnorm.normalize", library_of(x)) or normalize)(x, mean, scale, beta)
     return out, (x, mean, inv_std, scale, mode)
 
@@ -120,9 +119,9 @@ def _input_grad(dout: Array, cache: Cache, dgamma: Array, dbeta: Array) -> Array
     x, mean, inv_std, scale, mode = cache
     if mode == "test":
         return dout * scale
-    n = dout.shape[0]
+    shift, slope = (fast_path("layers.batchnorm.means", library_of(x)) or means)(dbeta, dgamma, inv_std, dout.shape[0])
     fast = fast_path("layers.batchnorm.input_gradient", library_of(x))
-    return (fast or input_gradient)(dout, x, mean, scale, dbeta * (1.0 / n), dgamma * (1.0 / n) * inv_std)
+    return (fast or input_gradient)(dout, x, mean, scale, shift, slope)
 
 
 def moments(x: Array) -> tuple[Array, Array]:
@@ -130,6 +129,20 @@ def moments(x: Array) -> tuple[Array, Array]:
     mean = add_rows(x) / x.shape[0]
     centered = x - mean
     return mean, add_rows(centered * centered) / x.shape[0]
+
+
+def running_moments(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, correction: float
+) -> tuple[Array, Array]:
+    """The definition of how running statistics follow a batch's, with the variance times `correction`."""
+    mean = momentum * running_mean + (1 - momentum) * mean
+    return mean, momentum * running_var + (1 - momentum) * correction * var
+
+
+def scales(var: Array, gamma: Array, eps: float) -> tuple[Array, Array]:
+    """The definition of ``1 / std`` and of ``gamma / std``."""
+    inv_std = 1.0 / namespace(var).sqrt(var + eps)
+    return inv_std, gamma * inv_std
 
 
 def normalize(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
@@ -140,6 +153,11 @@ def normalize(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
 def gradient_sums(dout: Array, x: Array, mean: Array) -> tuple[Array, Array]:
     """The definition of the sums in `batchnorm_backward`: over rows, of dout and of ``dout (x - mean)``."""
     return add_rows(dout), add_rows(dout * (x - mean))
+
+
+def means(dbeta: Array, dgamma: Array, inv_std: Array, n: int) -> tuple[Array, Array]:
+    """The definition of the means in `batchnorm_backward`: of dout, and of ``dout x_hat / std``."""
+    return dbeta * (1.0 / n), dgamma * (1.0 / n) * inv_std
 
 
 def input_gradient(dout: Array, x: Array, mean: Array, scale: Array, shift: Array, slope: Array) -> Array:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from xpnn.arguments import check_keys, check_number, check_whole
-from xpnn.backend import Array, Shape, namespace, one_kind
+from xpnn.backend import Array, Shape, library_of, namespace, one_kind
+from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
 from xpnn.layers.precision import in_single_precision
@@ -45,9 +46,8 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Mapping[str
             "layernorm: expected x (..., D) of at least one feature, gamma (D,) and beta (D,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
-    x_hat, inv_std = _standardize(x, -1, _eps("layernorm", ln_param))
-    out = gamma * x_hat
-    out += beta
+    compute = fast_path("layers.normalization.layernorm", library_of(x)) or layernorm
+    out, x_hat, inv_std = compute(x, gamma, beta, _eps("layernorm", ln_param))
     return out, (x_hat, inv_std, gamma)
 
 
@@ -72,7 +72,21 @@ def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     x_hat, inv_std, gamma = cache
     check_dout("layernorm_backward", dout, x_hat, x_hat.shape)
     dgamma, dbeta = _sum_over_examples(dout * x_hat), _sum_over_examples(dout)
-    return _standardize_backward(gamma * dout, x_hat, inv_std, -1), dgamma, dbeta
+    compute = fast_path("layers.normalization.layernorm_grad", library_of(dout)) or layernorm_grad
+    return compute(dout, x_hat, inv_std, gamma), dgamma, dbeta
+
+
+def layernorm(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
+    """The definition of `layernorm_forward`: out, ``(x - mean) / std`` and ``1 / std`` (..., 1)."""
+    x_hat, inv_std = _standardize(x, -1, eps)
+    out = gamma * x_hat
+    out += beta
+    return out, x_hat, inv_std
+
+
+def layernorm_grad(dout: Array, x_hat: Array, inv_std: Array, gamma: Array) -> Array:
+    """The definition of dx in `layernorm_backward`."""
+    return _standardize_backward(gamma * dout, x_hat, inv_std, -1)
 
 
 def spatial_groupnorm_forward(

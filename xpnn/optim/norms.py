@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from xpnn.backend import Array, dtype_name, namespace
+from xpnn.backend import Array, dtype_name, library_of, namespace
+from xpnn.kernels import fast_path
 
 
 def widened(x: Array) -> Array:
@@ -24,11 +25,17 @@ def norm(x: Array) -> Array:
 
 def global_norm(arrays: Iterable[Array]) -> Array:
     """Return ``sqrt(sum x²)`` over all numbers of at least one array, an array () of at least single precision."""
-    squares = [namespace(x).sum(x * x) for x in map(widened, arrays)]
+    squares = [(fast_path("optim.norms.sum_of_squares", library_of(x)) or sum_of_squares)(x) for x in arrays]
     total = squares[0]
     for square in squares[1:]:
         total = total + square
     return namespace(total).sqrt(total)
+
+
+def sum_of_squares(x: Array) -> Array:
+    """The definition of a norm's square: ``sum x²``, an array () of at least single precision."""
+    x = widened(x)
+    return namespace(x).sum(x * x)
 
 
 def clip_factor(arrays: Iterable[Array], max_norm: float) -> Array:

@@ -129,7 +129,7 @@ class Optimizer:
         for key, own, segments, w in self._runs(self.FLAT if is_default else group.pattern, rule, names):
             # State is there from the start, and the optimizer's own.
             state: tuple[str, ...] = getattr(rule, "state", ())
-            given = {k: backends.of(w).asarray(config[k], copy=True) for k in state if k in config}
+            given = {k: backends.of(w).asarray(config[k], dtype=w.dtype, copy=True) for k in state if k in config}
             zeros = {k: namespace(w).zeros_like(w) for k in state}
             self.groups[key] = {**config, **settings, **zeros, **given}
             pattern, rate = "" if is_default else group.pattern, self.groups[key].get("learning_rate")
@@ -170,7 +170,7 @@ class Optimizer:
         factor = self._clip_factor(grads)
         for key, part in self._parts.items():
             if part.segments:
-                self._step_over_buffer(key, part, grads, factor, where, backend)
+                self._step_over_buffer(key, part, grads, factor, where)
             else:
                 self._step_alone(key, part, grads, factor, where)
 
@@ -204,42 +204,16 @@ class Optimizer:
             after |= {k: xp.where(where, after[k], before[k]) for k in part.state}
         self.groups[key], self.params[name] = after, next_w
 
-    def _step_over_buffer(
-        self, key: str, part: _Part, grads: Any, factor: Array | None, where: Array | None, backend: Backend
-    ) -> None:
+    def _step_over_buffer(self, key: str, part: _Part, grads: Any, factor: Array | None, where: Array | None) -> None:
         """Run a rule over segments of the buffer."""
         w, dw, config = self.params.flat, grads.flat, self.groups[key]  # type: ignore[attr-defined]
-        step = self._queued if backend.asynchronous else self._in_place
-        after, start = config, 0  # where the segment begins in the state
+        step, after, start = in_place(part.rule, w), config, 0  # start: where the segment begins in the state
         for segment in part.segments:
             own = slice(start, start + segment.stop - segment.start)
-            g = dw[segment] if factor is None else scaled(dw[segment], factor)
-            after = step(part, w[segment], g, config, own, where)
+            after = {**config, **{k: config[k][own] for k in part.state}}
+            step(w[segment], dw[segment], after, where, factor)
             start = own.stop
         config.update({k: value for k, value in after.items() if k not in part.state})
-
-    @staticmethod
-    def _in_place(part: _Part, w: Array, dw: Array, config: Config, own: slice, where: None) -> Config:
-        after = {**config, **{k: config[k][own] for k in part.state}}
-        in_place(part.rule, w)(w, dw, after)
-        return after
-
-    @staticmethod
-    def _queued(part: _Part, w: Array, dw: Array, config: Config, own: slice, where: Array | None) -> Config:
-        """A step whose condition, if there is one, nobody waits for."""
-        old = {k: config[k][own] for k in part.state}
-        next_w, after = part.rule(w, dw, {**config, **old})
-        if where is not None:
-            xp = namespace(w)
-            next_w = xp.where(where, next_w, w)
-            after |= {k: xp.where(where, after[k], old[k]) for k in part.state}
-        w[...] = next_w
-        for k in part.state:
-            if len(part.segments) == 1:
-                config[k] = after[k]  # all of it, which need not be copied
-            else:
-                config[k][own] = after[k]
-        return after
 
     def _follow(self) -> Backend:
         """Move the state to where the parameters have gone."""

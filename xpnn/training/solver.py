@@ -348,8 +348,8 @@ class Solver(Resumable):
             self._order_state = self._batches.state
             size = self.X_train.shape[0], self.batch_size
             self._order = epoch_order(*size, self.sampling, self._batches, self.backend, self.drop_last)
-        X, batch = self._gather(row)
-        X = self.augment(X, batch)
+        batch = self._batch(row)
+        X = self.augment(self.X_train, batch, batch.indices)
         if self._loss_scale is None:
             loss, grads = self.model.loss(X, batch.y, **self._gradients)
         else:
@@ -393,12 +393,12 @@ class Solver(Resumable):
         suggested = f"batch_size {fits}, whose gradients fit into memory" if fits else "a smaller model"
         return f"Solver: expected {suggested}; {received}"
 
-    def _gather(self, row: int) -> tuple[Array, Batch]:
-        """Return the images of a batch of this epoch as they are stored, and what else is known of it."""
+    def _batch(self, row: int) -> Batch:
+        """Return what is known of a batch of this epoch besides its images."""
         assert self._order is not None
         xp, start = self.backend.namespace, row * self.batch_size
         indices = self._order[start : min(start + self.batch_size, self._order.shape[0])]
-        batch = Batch(
+        return Batch(
             y=xp.take(self.y_train, indices, axis=0),
             indices=indices,
             rng=self._augmentation,
@@ -407,7 +407,6 @@ class Solver(Resumable):
             num_classes=self.num_classes,
             dtype=self.dtype,
         )
-        return xp.take(self.X_train, indices, axis=0), batch
 
     def _weights(self, row: int) -> tuple[float, float]:
         """What a batch's gradient counts in its step's, 1 if the batch is full, and those of its step so far together.
@@ -456,8 +455,8 @@ class Solver(Resumable):
 
     def _first_nonfinite(self, row: int) -> str:
         """Say where the batch of that row shows no number first; the parameters have not changed since."""
-        X = self.augment.evaluate(self._gather(row)[0], self.dtype)
-        xp = backends.namespace(X)
+        xp = self.backend.namespace
+        X = self.augment.evaluate(xp.take(self.X_train, self._batch(row).indices, axis=0), self.dtype)
         if backends.is_floating(X) and not bool(xp.all(xp.isfinite(X))):
             return ": the data hold NaN or infinity"
         layer = self.model.first_nonfinite(self.model.backend.asarray(X)) if isinstance(self.model, Model) else ""

@@ -1,0 +1,273 @@
+"""cuBLASLt on the CPU: a stand-in for nvmath.bindings.cublasLt that does what a call describes, on memory.
+
+It knows what NVIDIA's documentation says of the calls that we make: matrices lie by columns, `ld` numbers apart;
+attributes have sizes; an algorithm is for the description, the layouts and the alignments that it was asked for. What
+the library would refuse is an error.
+"""
+
+import ctypes
+import enum
+import sys
+import types
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+STREAM = 7777  # the current stream of the stand-in for CuPy
+WORKSPACE = 512  # bytes that every algorithm wants
+
+
+class MatmulDescAttribute(enum.IntEnum):
+    TRANSA = 3
+    TRANSB = 4
+    EPILOGUE = 7
+    BIAS_POINTER = 8
+    BIAS_BATCH_STRIDE = 10
+
+
+class MatrixLayoutAttribute(enum.IntEnum):
+    BATCH_COUNT = 5
+    STRIDED_BATCH_OFFSET = 6
+
+
+class MatmulPreferenceAttribute(enum.IntEnum):
+    MAX_WORKSPACE_BYTES = 1
+    REDUCTION_SCHEME_MASK = 3
+    MIN_ALIGNMENT_A_BYTES = 5
+    MIN_ALIGNMENT_B_BYTES = 6
+    MIN_ALIGNMENT_C_BYTES = 7
+    MIN_ALIGNMENT_D_BYTES = 8
+
+
+class Epilogue(enum.IntEnum):
+    DEFAULT = 1
+    BIAS = 4
+
+
+class ReductionScheme(enum.IntEnum):
+    COMPUTE_TYPE = 2
+
+
+class ComputeType(enum.IntEnum):  # of nvmath.bindings.cublas
+    COMPUTE_32F = 68
+    COMPUTE_32F_FAST_TF32 = 77
+    COMPUTE_64F = 70
+
+
+DTYPES = {
+    MatmulDescAttribute: {3: "int32", 4: "int32", 7: "uint32", 8: "int64", 10: "int64"},
+    MatrixLayoutAttribute: {5: "int32", 6: "int64"},
+    MatmulPreferenceAttribute: {1: "uint64", 3: "uint32", 5: "uint32", 6: "uint32", 7: "uint32", 8: "uint32"},
+}
+DEFAULTS = {
+    "TRANSA": 0,
+    "TRANSB": 0,
+    "EPILOGUE": 1,
+    "BIAS_BATCH_STRIDE": 0,
+    "BATCH_COUNT": 1,
+    "STRIDED_BATCH_OFFSET": 0,
+}
+matmul_algo_dtype = np.dtype([("data_", "<u8", (8,))])
+matmul_heuristic_result_dtype = np.dtype(
+    [
+        ("algo", matmul_algo_dtype),
+        ("workspace_size", "<u8"),
+        ("state", "<i4"),
+        ("waves_count", "<f4"),
+        ("reserved", "<i4", (4,)),
+    ]
+)
+CUDA_TYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
+# What is computed in which type, and scaled by which, for which factors and results.
+SUPPORTED = {
+    *((compute, 0, t, t) for compute in (68, 77) for t in ("float32", "float16", "bfloat16")),
+    *((68, 0, t, "float32") for t in ("float16", "bfloat16")),
+    (70, 1, "float64", "float64"),
+}
+
+
+class cuBLASLtError(Exception):
+    pass
+
+
+class Call(NamedTuple):
+    """A product as it was computed: of cuBLASLt's m, n and k, for so many matrices."""
+
+    m: int
+    n: int
+    k: int
+    count: int
+    compute: int
+    epilogue: int
+    beta: float
+
+
+calls: list[Call] = []
+searches: list[int] = []  # for algorithms
+_objects: dict[int, dict] = {}
+_algorithms: dict[int, tuple] = {}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise cuBLASLtError(message)
+
+
+def _new(**values) -> int:
+    handle = 1000 + len(_objects)
+    _objects[handle] = {**DEFAULTS, **values}
+    return handle
+
+
+def get_version() -> int:
+    return 130500
+
+
+def create() -> int:
+    return _new()
+
+
+def matmul_desc_create(compute_type: int, scale_type: int) -> int:
+    return _new(compute=int(compute_type), scale=int(scale_type))
+
+
+def matrix_layout_create(type: int, rows: int, cols: int, ld: int) -> int:
+    _require(min(rows, cols) > 0 and ld >= rows, f"{rows} rows cannot lie {ld} apart")
+    return _new(type=CUDA_TYPES[type], rows=rows, cols=cols, ld=ld)
+
+
+def matmul_preference_create() -> int:
+    return _new()
+
+
+def matmul_preference_destroy(pref: int) -> None:
+    _objects[pref] = {}
+
+
+def _dtype_of(names):
+    return lambda attr: np.dtype(DTYPES[names][attr]).type
+
+
+get_matmul_desc_attribute_dtype = _dtype_of(MatmulDescAttribute)
+get_matrix_layout_attribute_dtype = _dtype_of(MatrixLayoutAttribute)
+get_matmul_preference_attribute_dtype = _dtype_of(MatmulPreferenceAttribute)
+
+
+def _set_attribute(names):
+    def set_attribute(handle: int, attr: int, buf: int, size_in_bytes: int) -> None:
+        dtype = np.dtype(DTYPES[names][attr])
+        _require(size_in_bytes == dtype.itemsize, f"{names(attr).name} has {dtype.itemsize} bytes")
+        _objects[handle][names(attr).name] = _memory(buf, dtype, 1)[0].item()
+
+    return set_attribute
+
+
+matmul_desc_set_attribute = _set_attribute(MatmulDescAttribute)
+matrix_layout_set_attribute = _set_attribute(MatrixLayoutAttribute)
+matmul_preference_set_attribute = _set_attribute(MatmulPreferenceAttribute)
+
+
+def matmul_algo_get_heuristic(
+    light_handle: int,
+    operation_desc: int,
+    adesc: int,
+    bdesc: int,
+    cdesc: int,
+    ddesc: int,
+    preference: int,
+    requested_algo_count: int,
+    heuristic_results_array: int,
+    return_algo_count: int,
+) -> None:
+    wishes, operation = _objects[preference], _objects[operation_desc]
+    _shape(operation, adesc, bdesc, cdesc, ddesc)
+    _require(wishes["MAX_WORKSPACE_BYTES"] >= WORKSPACE and requested_algo_count == 1, "no algorithm")
+    _require(wishes["REDUCTION_SCHEME_MASK"] == ReductionScheme.COMPUTE_TYPE, "sums would be rounded on the way")
+    _require(operation["EPILOGUE"] == 1 or operation["BIAS_POINTER"] != 0, "no bias")
+    searches.append(operation_desc)
+    aligned = [wishes[f"MIN_ALIGNMENT_{x}_BYTES"] for x in "ABCD"]
+    _algorithms[len(searches)] = operation_desc, adesc, bdesc, cdesc, ddesc, aligned
+    answer = _memory(heuristic_results_array, matmul_heuristic_result_dtype, 1)
+    answer["algo"]["data_"] = len(searches)
+    answer["workspace_size"] = WORKSPACE
+    _memory(return_algo_count, np.dtype("int32"), 1)[0] = 1
+
+
+def matmul(
+    light_handle: int,
+    compute_desc: int,
+    alpha: int,
+    a: int,
+    adesc: int,
+    b: int,
+    bdesc: int,
+    beta: int,
+    c: int,
+    cdesc: int,
+    d: int,
+    ddesc: int,
+    algo: int,
+    workspace: int,
+    workspace_size_in_bytes: int,
+    stream: int,
+) -> None:
+    operation = _objects[compute_desc]
+    m, n, k, count = _shape(operation, adesc, bdesc, cdesc, ddesc)
+    *described, aligned = _algorithms[int(_memory(algo, matmul_algo_dtype, 1)["data_"][0, 0])]
+    _require(described == [compute_desc, adesc, bdesc, cdesc, ddesc], "an algorithm for another product")
+    _require(all(x % least == 0 for x, least in zip((a, b, c, d), aligned, strict=True)), "not aligned as promised")
+    _require(workspace != 0 and workspace_size_in_bytes >= WORKSPACE, "the algorithm wants a workspace")
+    _require(stream == STREAM, "another stream than CuPy's")
+    computed = np.dtype("float64" if operation["compute"] == ComputeType.COMPUTE_64F else "float32")
+    scale = np.dtype(CUDA_TYPES[operation["scale"]])
+    alpha, beta = (_memory(pointer, scale, 1)[0] for pointer in (alpha, beta))
+    first = _matrices(a, adesc, operation["TRANSA"]).astype(computed)
+    second = _matrices(b, bdesc, operation["TRANSB"]).astype(computed)
+    result = _matrices(d, ddesc, 0)
+    values = alpha * np.matmul(first, second)
+    if beta != 0:
+        values = values + beta * _matrices(c, cdesc, 0).astype(computed)
+    if operation["EPILOGUE"] == Epilogue.BIAS:  # of D's type, a number for each row, the same in all columns
+        stride = operation["BIAS_BATCH_STRIDE"]
+        bias = _memory(operation["BIAS_POINTER"], result.dtype, (count - 1) * stride + m)
+        values = values + as_strided(bias, (count, m, 1), (stride * bias.itemsize, bias.itemsize, 0)).astype(computed)
+    result[...] = values.astype(result.dtype)
+    calls.append(Call(m, n, k, count, operation["compute"], operation["EPILOGUE"], float(beta)))
+
+
+def _shape(operation: dict, *layouts: int) -> tuple[int, int, int, int]:
+    a, b, c, d = (_objects[layout] for layout in layouts)
+    (m, k), (inner, n) = (
+        (x["cols"], x["rows"]) if operation[t] else (x["rows"], x["cols"]) for x, t in ((a, "TRANSA"), (b, "TRANSB"))
+    )
+    _require(k == inner and all((x["rows"], x["cols"]) == (m, n) for x in (c, d)), "shapes that do not fit")
+    _require(len({x["BATCH_COUNT"] for x in (a, b, c, d)}) == 1, "stacks of different lengths")
+    kinds = operation["compute"], operation["scale"], a["type"], d["type"]
+    _require(a["type"] == b["type"] and c["type"] == d["type"] and kinds in SUPPORTED, f"types {kinds}")
+    return m, n, k, d["BATCH_COUNT"]
+
+
+def _matrices(pointer: int, layout: int, transposed: int) -> np.ndarray:
+    x = _objects[layout]
+    dtype, (rows, cols, ld) = np.dtype(x["type"]), (x["rows"], x["cols"], x["ld"])
+    count, apart = x["BATCH_COUNT"], x["STRIDED_BATCH_OFFSET"]
+    numbers = _memory(pointer, dtype, (count - 1) * apart + (cols - 1) * ld + rows)
+    size = dtype.itemsize
+    matrices = as_strided(numbers, (count, rows, cols), (apart * size, size, ld * size))
+    return matrices.transpose(0, 2, 1) if transposed else matrices
+
+
+def _memory(pointer: int, dtype: np.dtype, count: int) -> np.ndarray:
+    size = count * dtype.itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(pointer), dtype, count)
+
+
+def install(cupy: types.ModuleType) -> None:
+    """Put it where nvmath is imported from, for as long as the stand-in for CuPy is installed."""
+    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=STREAM))
+    cublas = types.ModuleType("nvmath.bindings.cublas")
+    cublas.ComputeType = ComputeType
+    sys.modules.update({"nvmath.bindings.cublasLt": sys.modules[__name__], cublas.__name__: cublas})
+    calls.clear()
+    searches.clear()

@@ -1,0 +1,211 @@
+"""cuDNN on the CPU: a stand-in for the module of its frontend, whose graphs are computed by the definitions.
+
+A graph is checked as the frontend and the library check it: shapes that fit, strides of dense memory with the channels
+last, steps in their order, arrays aligned as was promised, no reading before a plan is there.
+"""
+
+import ctypes
+import enum
+import math
+import sys
+import types
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from xpnn.layers import convolution
+from xpnn.windows import Window
+
+STREAM = 7777  # the current stream of the stand-in for CuPy
+HANDLE, WORKSPACE = 99, 1024
+
+
+class data_type(enum.Enum):
+    NOT_SET = 0
+    FLOAT = 1
+    HALF = 3
+    BFLOAT16 = 10
+
+
+class heur_mode(enum.Enum):
+    A = 0
+    FALLBACK = 2
+
+
+class numerical_note(enum.Enum):
+    TENSOR_CORE = 1
+    DOWN_CONVERT_INPUTS = 2
+    REDUCED_PRECISION_REDUCTION = 3
+    NONDETERMINISTIC = 5
+
+
+class cudnnGraphNotSupportedError(Exception):
+    pass
+
+
+DTYPES = {data_type.FLOAT: "float32", data_type.HALF: "float16", data_type.BFLOAT16: "bfloat16"}
+has_exact_plans = False  # of float32
+built: list["pygraph"] = []
+executed: list[tuple] = []  # operation, shapes, whether with a bias
+streams: list[int] = []
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def create_handle() -> int:
+    return HANDLE
+
+
+def set_stream(handle: int, stream: int) -> None:
+    _require(handle == HANDLE, "an unknown handle")
+    streams.append(stream)
+
+
+def backend_version_string() -> str:
+    return "9.19.0"
+
+
+class tensor:
+    """An array of a graph: what is known of it, and where it comes from."""
+
+    def __init__(self, dim=None, stride=None, uid=None, data_type=None, source=None):
+        self.dim, self.stride, self.uid, self.data_type, self.source = dim, stride, uid, data_type, source
+        self.alignment, self.output = 16, False
+
+    def set_alignment(self, value):
+        return self._with(alignment=value)
+
+    def set_output(self, value):
+        return self._with(output=value)
+
+    def set_uid(self, value):
+        return self._with(uid=value)
+
+    def set_dim(self, value):
+        return self._with(dim=value)
+
+    def set_stride(self, value):
+        return self._with(stride=value)
+
+    def set_data_type(self, data_type):
+        return self._with(data_type=data_type)
+
+    def _with(self, **values):
+        vars(self).update(values)
+        return self
+
+    def in_memory(self, pointer: int) -> np.ndarray:
+        _require(pointer % self.alignment == 0, "not aligned as promised")
+        dtype = np.dtype(DTYPES[self.data_type])
+        count = math.prod(self.dim)
+        numbers = np.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(pointer), dtype)
+        return as_strided(numbers, self.dim, [stride * dtype.itemsize for stride in self.stride])
+
+
+class pygraph:
+    def __init__(self, *, io_data_type, intermediate_data_type, compute_data_type, handle):
+        _require(intermediate_data_type == compute_data_type == data_type.FLOAT, "sums would be rounded on the way")
+        self.io, self.handle, self.tensors, self.steps = io_data_type, handle, [], []
+
+    def tensor(self, *, dim, stride, uid):
+        self.tensors.append(tensor(dim, stride, uid, self.io))
+        return self.tensors[-1]
+
+    def conv_fprop(self, *, image, weight, padding, stride, dilation):
+        return self._of("fprop", image, weight, padding, stride, dilation)
+
+    def conv_wgrad(self, *, image, loss, padding, stride, dilation):
+        return self._of("wgrad", image, loss, padding, stride, dilation)
+
+    def conv_dgrad(self, *, loss, filter, padding, stride, dilation):
+        return self._of("dgrad", loss, filter, padding, stride, dilation)
+
+    def bias(self, *, input, bias):
+        return self._of("bias", input, bias)
+
+    def _of(self, operation, *source):
+        self.tensors.append(tensor(data_type=self.io, source=(operation, *source)))
+        return self.tensors[-1]
+
+    def _step(self, name):
+        order = ["validate", "build_operation_graph", "create_execution_plans", "deselect_numeric_notes"]
+        order += ["check_support", "build_plans"]
+        _require(order[len(self.steps)] == name, f"{name} after {self.steps}")
+        self.steps.append(name)
+
+    def validate(self):
+        self._step("validate")
+        (self.result,) = (x for x in self.tensors if x.output)
+        given = [x for x in self.tensors if x.source is None]
+        for x in (*given, self.result):
+            _, c, height, width = x.dim
+            expected = [c * height * width, 1, width * c, c]
+            _require(x.stride == expected, f"{x.stride} is not dense with the channels last")
+        _require(len({x.uid for x in (*given, self.result)}) == len(given) + 1, "two arrays of one number")
+
+    def build_operation_graph(self):
+        self._step("build_operation_graph")
+
+    def create_execution_plans(self, modes):
+        self._step("create_execution_plans")
+        _require(modes == [heur_mode.A, heur_mode.FALLBACK], "other plans")
+
+    def deselect_numeric_notes(self, notes):
+        self._step("deselect_numeric_notes")
+        self.notes = notes
+
+    def check_support(self):
+        self._step("check_support")
+        if self.io == data_type.FLOAT and numerical_note.TENSOR_CORE in self.notes and not has_exact_plans:
+            raise cudnnGraphNotSupportedError("no plan is left")
+
+    def build_plans(self):
+        self._step("build_plans")
+        built.append(self)
+
+    def get_workspace_size(self):
+        return WORKSPACE
+
+    def execute(self, tensor_to_device_buffer, workspace, handle=None):
+        _require(self.steps[-1] == "build_plans" and handle == HANDLE and workspace != 0, "not ready")
+        _require(streams[-1] == STREAM, "another stream than CuPy's")
+        arrays = {x.uid: x.in_memory(tensor_to_device_buffer[x.uid]) for x in self.tensors if x.uid is not None}
+        _require(arrays.keys() == tensor_to_device_buffer.keys(), "arrays that the graph does not know")
+        value = self._value(self.result, arrays)
+        _require(list(value.shape) == self.result.dim, f"{value.shape} is not {self.result.dim}")
+        arrays[self.result.uid][...] = value
+        operation = self.result.source
+        biased = operation[0] == "bias"
+        operation = operation[1].source if biased else operation
+        executed.append((operation[0], tuple(operation[1].dim), tuple(operation[2].dim), biased))
+
+    def _value(self, x, arrays):
+        if x.source is None:
+            return arrays[x.uid].astype("float32")
+        operation, *source = x.source
+        first, second = (self._value(y, arrays) for y in source[:2])
+        if operation == "bias":
+            _require(second.shape == (1, first.shape[1], 1, 1), "a bias is for channels")
+            return first + second
+        padding, stride, dilation = map(tuple, source[2:])
+        window = lambda size: Window(tuple(size), stride, padding, dilation)  # noqa: E731
+        if operation == "fprop":
+            groups = first.shape[1] // second.shape[1]
+            return convolution.correlate(first, second, None, window(second.shape[2:]), groups)
+        if operation == "wgrad":
+            _, c, *size = x.dim
+            return convolution.correlate_filter_grad(second, first, window(size), first.shape[1] // c)
+        groups = x.dim[1] // second.shape[1]
+        size = second.shape[2:]
+        return convolution.correlate_input_grad(first, second, tuple(x.dim[2:]), window(size), groups)
+
+
+def install(cupy: types.ModuleType) -> None:
+    """Put it where cuDNN's frontend is imported from, for as long as the stand-in for CuPy is installed."""
+    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=STREAM))
+    sys.modules["cudnn"] = sys.modules[__name__]
+    for record in (built, executed, streams):
+        record.clear()

@@ -1,0 +1,1 @@
+// __nv_bfloat16 is in cuda_on_cpu.h.

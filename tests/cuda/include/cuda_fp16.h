@@ -1,0 +1,1 @@
+// __half is in cuda_on_cpu.h.

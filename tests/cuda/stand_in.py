@@ -1,0 +1,410 @@
+"""A stand-in for CuPy without a device: arrays in the host's memory, CUDA sources through g++ and cuda_on_cpu.h.
+
+The call sites in xpnn/kernels/cupy run on it as they are, with their grids, arguments and dtypes. More is refused than
+by CuPy, whose kernels would read or write what they should not: arguments of other types than the kernel's, writes past
+the ends of an array or into a read-only one, NumPy's arrays among CuPy's. What `empty` gives holds no numbers.
+
+How one adds a kernel, say for ``layers.pooling.window_max``:
+
+1. ``xpnn/kernels/cupy/pooling.cu`` includes common.cuh and has the kernel as a template over the type in memory;
+   it computes in ``Acc<T>``.
+2. ``pooling.py`` beside it makes ``Source("pooling.cu", of_each_type("window_max<T>"))``, registers the call site with
+   ``@kernel("layers.pooling.window_max", "cupy")``, and is imported by ``__init__.py``.
+3. That is all for the tests, if CALLS of test_kernels.py has calls of the function: each kernel that a Source names is
+   compiled by g++ and by NVRTC, and the call site's results are compared with the definition's.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import itertools
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from xpnn import backend as backends
+from xpnn import kernels
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++") if sys.platform == "linux" else None
+COMMAND = ["-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+COMMAND += ["-shared", "-fPIC", f"-I{HERE / 'include'}"]
+
+GUARD = 256  # bytes before and behind every array
+UNWRITTEN = 0xFF  # no number in every floating-point type, whatever a kernel reads of it
+
+
+class Launch(NamedTuple):
+    """What was launched: a kernel's name with its template's arguments, and how."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared_mem: int
+
+
+launches: list[Launch] = []  # since `installed`, or what the test has cleared
+waits: list[str] = []  # the same: what on a device would wait for it, as `float(x)` does
+backwards = (
+    False  # whether blocks and threads run from the last to the first: a missing barrier shows in one of the two
+)
+
+
+class KernelError(Exception):
+    """What on a device would be a wrong result, a hang or an illegal address."""
+
+
+class Memory(np.ndarray):
+    """The bytes of an array between two guards, which are no numbers either, but others for each array."""
+
+    _marks = itertools.cycle(range(0xF1, 0xFF))
+
+    @classmethod
+    def of(cls, size: int) -> "Memory":
+        mark = next(cls._marks)
+        memory = np.full(size // 2 + GUARD + 256, 0xFF00 | mark, np.uint16).view(np.uint8).view(cls)
+        memory.mark = mark
+        memory.start = GUARD + -(memory.ctypes.data + GUARD) % 512  # CuPy's arrays start at such addresses
+        memory.stop = memory.start + size
+        memory.view(np.ndarray)[memory.start : memory.stop] = UNWRITTEN
+        return memory
+
+    def is_whole(self) -> bool:
+        plain = self.view(np.ndarray)
+        guards = np.full(len(plain) // 2, 0xFF00 | self.mark, np.uint16).view(np.uint8)
+        guards[self.start : self.stop] = plain[self.start : self.stop]
+        return np.array_equal(guards, plain)
+
+
+class ndarray(np.ndarray):
+    """An array "on the device"."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        _refuse_numpy(inputs)
+        if out is not None:
+            kwargs["out"] = tuple(_plain(x) for x in out)
+        result = getattr(ufunc, method)(*map(_plain, inputs), **_plain(kwargs))
+        return out[0] if out is not None and len(out) == 1 else _on_device(result)
+
+    def __array_function__(self, function, classes, args, kwargs):
+        _refuse_numpy(args)
+        return _on_device(function(*_plain(args), **_plain(kwargs)))
+
+    def __getitem__(self, key):
+        return _on_device(self.view(np.ndarray)[_plain(key)])
+
+    def __setitem__(self, key, value):
+        _refuse_numpy((value,))
+        self.view(np.ndarray)[_plain(key)] = _plain(value)
+
+    def get(self):
+        waits.append("get")
+        return np.array(self.view(np.ndarray))
+
+    def item(self, *args):
+        waits.append("item")
+        return self.view(np.ndarray).item(*args)
+
+    def __bool__(self):
+        return bool(self.item())
+
+    def __int__(self):
+        return int(self.item())
+
+    def __index__(self):
+        return self.__int__()
+
+    def __float__(self):
+        return float(self.item())
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
+
+ndarray.__module__ = "cupy"
+
+
+def _plain(x):
+    if isinstance(x, ndarray):
+        return x.view(np.ndarray)
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(_plain, x))
+    return {key: _plain(value) for key, value in x.items()} if isinstance(x, dict) else x
+
+
+def _on_device(x):
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(_on_device, x))
+    return np.asarray(x).view(ndarray) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def _refuse_numpy(values) -> None:
+    for x in values:
+        if isinstance(x, (tuple, list)):
+            _refuse_numpy(x)
+        elif isinstance(x, np.ndarray) and not isinstance(x, ndarray):
+            raise TypeError("CuPy takes no arrays of NumPy")
+
+
+def empty(shape, dtype=float, order="C", *, device=None):
+    dtype, shape = np.dtype(dtype), tuple(np.atleast_1d(np.array(shape, dtype=int)))
+    memory = Memory.of(math.prod(shape) * dtype.itemsize)
+    return memory[memory.start : memory.stop].view(np.ndarray).view(dtype).reshape(shape, order=order).view(ndarray)
+
+
+def empty_like(x, dtype=None, order="K", *, shape=None, device=None):
+    if shape is not None:
+        return empty(shape, x.dtype if dtype is None else dtype)
+    axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    keeps = order == "K" or (order == "A" and x.flags.f_contiguous)
+    if not keeps or x.flags.c_contiguous:
+        axes = range(x.ndim)
+    packed = empty([x.shape[axis] for axis in axes], x.dtype if dtype is None else dtype)
+    return packed.transpose(np.argsort(axes)) if x.ndim else packed
+
+
+def full(shape, value, dtype=None, *, device=None):
+    array = empty(shape, np.asarray(_plain(value)).dtype if dtype is None else dtype)
+    array[...] = value
+    return array
+
+
+def zeros(shape, dtype=float, *, device=None):
+    return full(shape, 0, dtype)
+
+
+def ones(shape, dtype=float, *, device=None):
+    return full(shape, 1, dtype)
+
+
+def asarray(x, dtype=None, order=None, *, device=None, copy=None):
+    if isinstance(x, ndarray) and not copy and dtype in (None, x.dtype):
+        return x
+    return array(x, dtype)
+
+
+def array(x, dtype=None, *, copy=True):
+    """A copy on the device, with the strides that x has, gaps and repetitions included."""
+    x = np.asarray(_plain(x), dtype=dtype)
+    if 0 in x.shape:
+        return empty_like(x)
+    low, high = np.lib.array_utils.byte_bounds(x)
+    memory = Memory.of(high - low)
+    offset = memory.start + x.__array_interface__["data"][0] - low
+    result = np.ndarray(x.shape, x.dtype, memory, offset, x.strides)
+    result[...] = x
+    return result.view(ndarray)
+
+
+def ascontiguousarray(x, dtype=None):
+    dtype = x.dtype if dtype is None else np.dtype(dtype)
+    if x.flags.c_contiguous and x.dtype == dtype:
+        return x
+    contiguous = empty(x.shape, dtype)
+    contiguous[...] = x
+    return contiguous
+
+
+def asnumpy(x):
+    return x.get()
+
+
+def _memory_of(x) -> Memory | None:
+    while x is not None and not hasattr(x, "mark"):
+        x = getattr(x, "base", None)
+    return x
+
+
+# ---- kernels
+
+_libraries: list[tuple[str, dict[str, tuple]]] = []  # source, and by name what is compiled of it
+
+
+def compile_kernels(code: str, names, options=()) -> None:
+    """Compile the kernels of that source by one call of g++, unless all are there."""
+    if all(_find(code, name) for name in names):
+        return
+    lines = [f'#include "{HERE / "cuda_on_cpu.h"}"', '#line 1 "kernels.cu"', code]
+    lines += [f"KERNEL({i}, {name})" for i, name in enumerate(names)]
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded stays when the folder goes
+        cpp, library = Path(folder, "kernels.cpp"), Path(folder, "kernels.so")
+        cpp.write_text("\n".join(lines) + "\n")
+        command = [COMPILER, *COMMAND, *options, "-o", str(library), str(cpp)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise KernelError(done.stderr)
+        loaded = ctypes.CDLL(str(library))
+    compiled = {}
+    for i, name in enumerate(names):
+        signature, launch = loaded[f"signature_{i}"], loaded[f"launch_{i}"]
+        signature.restype = launch.restype = ctypes.c_char_p
+        launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool, ctypes.c_void_p]
+        compiled[name] = launch, signature().decode().split(",")[:-1]
+    _libraries.append((code, compiled))
+
+
+def _find(code: str, name: str):
+    return next((compiled[name] for source, compiled in _libraries if source == code and name in compiled), None)
+
+
+class RawModule:
+    def __init__(self, *, code, options=(), name_expressions=None):
+        if not isinstance(options, tuple):
+            raise TypeError("options: CuPy expects a tuple")
+        self.code, self.names = code, name_expressions
+        self.options = [option for option in options if option.startswith(("-I", "-D"))]
+
+    def get_function(self, name):
+        if self.names is not None and name not in self.names:
+            raise KernelError(f"{name} is not among the name expressions {self.names}")
+        compile_kernels(self.code, [name] if self.names is None else self.names, self.options)
+        return RawKernel(self.code, name)
+
+
+class RawKernel:
+    def __init__(self, code, name, options=()):
+        self.code, self.name = code, name
+        self.max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        compile_kernels(self.code, [self.name])
+        launch, types_ = _find(self.code, self.name)
+        _check_sizes(grid, block, shared_mem, self.max_dynamic_shared_size_bytes)
+        if len(args) != len(types_):
+            raise KernelError(f"{self.name}: expected {len(types_)} arguments; received {len(args)}")
+        values = [_argument(self.name, i, *pair) for i, pair in enumerate(zip(args, types_, strict=True))]
+        pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+        sizes = [np.array([*size, 1, 1][:3], dtype=np.uint32) for size in (grid, block)]
+        launches.append(Launch(self.name, tuple(grid), tuple(block), shared_mem))
+        error = launch(sizes[0].ctypes.data, sizes[1].ctypes.data, shared_mem, backwards, pointers)
+        if error:
+            raise KernelError(f"{self.name}: {error.decode()}")
+        for i, x in enumerate(args):
+            memory = _memory_of(x) if isinstance(x, ndarray) else None
+            if memory is not None and not memory.is_whole():
+                raise KernelError(f"{self.name}: argument {i} was written to beyond its ends")
+
+
+def _argument(kernel: str, i: int, x, expected: str) -> np.ndarray:
+    """The argument as CuPy passes it, in memory, once it is sure to be of the kernel's type."""
+    if isinstance(x, ndarray):
+        received = f"{x.dtype.name}*"
+        if not x.flags.writeable and not expected.startswith("const "):
+            raise KernelError(f"{kernel}: argument {i} is read-only; received by the kernel as {expected}")
+        fits = expected.removeprefix("const ") in (received, "void*")
+        value = np.uint64(x.ctypes.data)
+    elif x is None:
+        received, fits, value = "None", expected.endswith("*"), np.uint64(0)
+    elif isinstance(x, (bool, np.ndarray)) or not isinstance(x, (int, float, np.generic)):
+        raise TypeError(f"{kernel}: argument {i}: CuPy passes no {type(x)}")
+    else:
+        value = x if isinstance(x, np.generic) else np.int64(x) if isinstance(x, int) else np.float64(x)
+        received = value.dtype.name
+        fits = expected == received
+    if not fits:
+        raise KernelError(f"{kernel}: expected argument {i} as {expected}; received {received}")
+    return np.array(value)
+
+
+def _check_sizes(grid, block, shared_mem, most_shared) -> None:
+    for sizes, most in ((grid, (2**31 - 1, 65535, 65535)), (block, (1024, 1024, 64))):
+        if not isinstance(sizes, tuple) or not all(type(size) is int for size in sizes):
+            raise TypeError(f"grid and block: CuPy expects tuples of int; received {sizes!r}")
+        if not 1 <= len(sizes) <= 3 or not all(1 <= size <= limit for size, limit in zip(sizes, most, strict=False)):
+            raise KernelError(f"a device refuses {sizes} of a grid or block")
+    if math.prod(block) > 1024:
+        raise KernelError(f"a block has at most 1024 threads; received {block}")
+    if shared_mem > most_shared:
+        raise KernelError(f"shared_mem: expected at most {most_shared} bytes; received {shared_mem}")
+
+
+# ---- the modules
+
+
+def _error_function(x):
+    values = np.array([math.erf(value) for value in _plain(x).ravel().tolist()])
+    return asarray(values.reshape(x.shape).astype(x.dtype))
+
+
+@functools.cache
+def _modules() -> dict[str, types.ModuleType]:
+    """cupy and cupyx, which have NumPy's functions where they have none of their own."""
+    names = ("cupy", "cupyx", "cupyx.scipy", "cupyx.scipy.special")
+    modules = {name: types.ModuleType(name) for name in names}
+    cupy = modules["cupy"]
+    own = (ndarray, RawModule, RawKernel, empty, empty_like, full, zeros, ones, asarray, array, ascontiguousarray)
+    for function in (*own, asnumpy):
+        setattr(cupy, function.__name__, function)
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
+        total_bytes=lambda: 0, used_bytes=lambda: 0, free_all_blocks=lambda: None
+    )
+
+    def of_numpy(name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        attribute = getattr(np, name)
+        if not callable(attribute) or isinstance(attribute, type):
+            return attribute
+
+        def call(*args, **kwargs):
+            _refuse_numpy(args)
+            kwargs.pop("device", None)
+            return _on_device(attribute(*_plain(args), **_plain(kwargs)))
+
+        return call
+
+    cupy.__getattr__ = of_numpy
+    modules["cupyx.scipy.special"].erf = _error_function
+    for parent, child in itertools.pairwise(names[1:]):
+        setattr(modules[parent], child.rpartition(".")[2], modules[child])
+    return modules
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[types.ModuleType]:
+    """Put the stand-in where CuPy is imported from, load CuPy's kernels with it, and undo it all in the end."""
+    ours = re.compile(r"(cupy|cupyx|xpnn\.kernels\.cupy|cudnn|nvmath\.bindings)(\.|$)")
+    modules = {name: module for name, module in sys.modules.items() if ours.match(name)}
+    table, attributes = dict(kernels.TABLE), dict(vars(kernels))
+    backend = backends.get("cupy")
+    state = dict(vars(backend))
+    launches.clear()
+    waits.clear()
+    try:
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(_modules())
+        sys.modules.update(
+            dict.fromkeys(("cudnn", "nvmath.bindings.cublasLt"))
+        )  # not there: they would ask for a device
+        cupy = sys.modules["cupy"]
+        vars(backend).update(
+            _diagnosis=("", ""), namespace=cupy, device="cpu", synchronize=lambda: waits.append("synchronize")
+        )
+        kernels.fast_path.cache_clear()
+        kernels.load("cupy")
+        for source in importlib.import_module("xpnn.kernels.cupy.source").SOURCES.values():
+            compile_kernels(source.text, source.kernels)
+        yield cupy
+    finally:
+        for name in [name for name in sys.modules if ours.match(name)]:
+            del sys.modules[name]
+        sys.modules.update(modules)
+        kernels.TABLE.clear()
+        kernels.TABLE.update(table)
+        vars(kernels).pop("cupy", None)
+        vars(kernels).update({key: value for key, value in attributes.items() if key == "cupy"})
+        vars(backend).clear()
+        vars(backend).update(state)
+        kernels.fast_path.cache_clear()

@@ -1,0 +1,245 @@
+"""Products by cuBLASLt without a device: what each call describes is computed by an interpreter of its semantics."""
+
+import importlib
+import inspect
+
+import cublaslt_on_cpu
+import numpy as np
+import pytest
+import stand_in
+
+from test_kernels import CALLS, assert_same_results, channels_last, normals
+from xpnn import kernels, layers
+from xpnn.windows import Window
+
+
+@pytest.fixture
+def cupy():
+    if stand_in.COMPILER is None:
+        pytest.skip("no g++ was found")
+    with stand_in.installed() as module:
+        cublaslt_on_cpu.install(module)
+        yield module
+
+
+@pytest.fixture
+def products(cupy):
+    return importlib.import_module("xpnn.kernels.cupy.products")
+
+
+def by_rows(x):
+    return np.ascontiguousarray(x)
+
+
+def by_columns(x):
+    return np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+def with_gaps(x):
+    wide = np.zeros((*x.shape[:-1], x.shape[-1] + 3), x.dtype)
+    wide[..., 1:-2] = x
+    return wide[..., 1:-2]
+
+
+def every_other(x):
+    return np.repeat(x, 2, axis=-1)[..., ::2]
+
+
+def turned(x):
+    return x[..., ::-1, :].copy()[..., ::-1, :]
+
+
+ORDERS = [by_rows, by_columns, with_gaps, every_other, turned]
+SHAPES = [(5, 7, 3), (1, 7, 3), (5, 1, 3), (5, 7, 1), (1, 1, 3), (1, 7, 1), (64, 96, 32)]
+
+
+def whole(x):
+    return stand_in._memory_of(x).is_whole()
+
+
+@pytest.mark.parametrize("first", ORDERS)
+@pytest.mark.parametrize("second", ORDERS)
+@pytest.mark.parametrize("stack", [(), (1,), (4,), (2, 3)])
+def test_what_is_described_is_the_product(cupy, products, first, second, stack):
+    for m, k, n in SHAPES:
+        a, b = first(normals(*stack, m, k)), second(normals(*stack, k, n, seed=1))
+        on_device = cupy.array(a), cupy.array(b)
+        assert on_device[0].strides == a.strides
+        out = products.matmul(*on_device)
+        np.testing.assert_allclose(out.get(), np.matmul(a, b), rtol=1e-5, atol=1e-5)
+        assert whole(out)
+    assert len(cublaslt_on_cpu.calls) == len(SHAPES) * (2 if len(stack) == 2 else 1)
+
+
+@pytest.mark.parametrize("order", [by_rows, with_gaps])
+def test_the_product_is_written_where_it_is_asked_for(cupy, products, order):
+    a, b, out = normals(5, 4), normals(4, 3, seed=1), cupy.array(order(np.ones((5, 3), "float32")))
+    assert products.matmul(cupy.array(a), cupy.array(b), out) is out
+    np.testing.assert_allclose(out.get(), a @ b, rtol=1e-6)
+    assert len(cublaslt_on_cpu.calls) == 1
+
+
+@pytest.mark.parametrize("kept", ["float64", "float32", "float16", "bfloat16"])
+def test_a_bias_is_added_by_the_product_itself(cupy, products, kept):
+    if kept == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    a, b, bias = (normals(*shape, seed=i).astype(kept) for i, shape in enumerate(((6, 5), (5, 4), (4,))))
+    out = products.matmul_bias(*map(cupy.array, (a, b, bias)))
+    exact = [x.astype("float64") for x in (a, b, bias)]
+    assert out.dtype == np.dtype(kept)
+    tolerance = {"float64": 1e-14, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}[kept]
+    expected = exact[0] @ exact[1] + exact[2]
+    np.testing.assert_allclose(out.get().astype("float64"), expected, rtol=tolerance, atol=tolerance)
+    compute = cublaslt_on_cpu.ComputeType["COMPUTE_64F" if kept == "float64" else "COMPUTE_32F"]
+    assert cublaslt_on_cpu.calls == [cublaslt_on_cpu.Call(4, 6, 5, 1, compute, cublaslt_on_cpu.Epilogue.BIAS, 0.0)]
+
+
+@pytest.mark.parametrize("order", [by_rows, by_columns])
+def test_each_matrix_of_a_stack_has_its_own_bias(cupy, products, order):
+    a, b, bias = order(normals(3, 6, 5)), order(normals(3, 5, 4, seed=1)), normals(3, 4, seed=2)
+    memory = cupy.zeros((6, 3, 4), "float32")  # where the groups of a convolution are side by side
+    products.multiply(cupy.array(a), cupy.array(b), memory.transpose(1, 0, 2), cupy.array(bias))
+    expected = np.matmul(a, b) + bias[:, np.newaxis]
+    np.testing.assert_allclose(memory.get(), expected.transpose(1, 0, 2), rtol=1e-5, atol=1e-5)
+    products.multiply(cupy.array(a), cupy.array(b), memory.transpose(1, 0, 2), add=True)
+    np.testing.assert_allclose(memory.get().transpose(1, 0, 2), expected + np.matmul(a, b), rtol=1e-5, atol=1e-5)
+    assert [call.count for call in cublaslt_on_cpu.calls] == [3, 3]
+
+
+def test_products_of_halves_are_added_to_float32(cupy, products):
+    a, b, out = normals(1, 6, 50, dtype="float16"), normals(1, 50, 4, dtype="float16", seed=1), normals(1, 6, 4, seed=2)
+    received = cupy.array(out)
+    products.multiply(cupy.array(a), cupy.array(b), received, add=True)
+    np.testing.assert_allclose(received.get(), out + a.astype("f") @ b.astype("f"), rtol=1e-5, atol=1e-5)
+
+
+def test_float32_is_exact_unless_tf32_is_asked_for(cupy, products, monkeypatch):
+    x = cupy.array(normals(3, 3))
+    products.matmul(x, x)
+    monkeypatch.setattr(products.cublaslt, "TF32", True)
+    products.matmul(x, x[:, :2])
+    products.matmul(x.astype("float64"), x.astype("float64"))
+    assert [call.compute for call in cublaslt_on_cpu.calls] == [68, 77, 70]
+
+
+def test_a_plan_is_made_once(cupy, products):
+    x, w, b = cupy.array(normals(8, 8)), cupy.array(normals(8, 8)), cupy.array(normals(2, 8))
+    for _ in range(3):
+        products.matmul(x, w)
+        for bias in b:  # at another place in memory each
+            np.testing.assert_allclose(products.matmul_bias(x, w, bias).get(), (x @ w).get() + bias.get(), atol=1e-5)
+    assert len(cublaslt_on_cpu.searches) == 2
+    products.matmul(x, w.T)
+    assert len(cublaslt_on_cpu.searches) == 3
+
+
+def test_memory_that_begins_anywhere_has_a_plan_that_knows_it(cupy, products):
+    memory = cupy.array(normals(200))
+    for start in range(9):
+        w = memory[start : start + 64].reshape(8, 8)
+        np.testing.assert_allclose(products.matmul(w, w).get(), w.get() @ w.get(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_product_that_cublaslt_has_not_is_cupys(cupy, products, monkeypatch):
+    def refuse(*args):
+        raise cublaslt_on_cpu.cuBLASLtError("not supported")
+
+    monkeypatch.setattr(cublaslt_on_cpu, "matmul_algo_get_heuristic", refuse)
+    a, b, bias = normals(5, 4), normals(4, 3, seed=1), normals(3, seed=2)
+    np.testing.assert_allclose(products.matmul_bias(*map(cupy.array, (a, b, bias))).get(), a @ b + bias, rtol=1e-5)
+    assert cublaslt_on_cpu.calls == []
+
+
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize(
+    "function",
+    [
+        "products.matmul",
+        "products.matmul_bias",
+        "layers.convolution.correlate",
+        "layers.convolution.correlate_filter_grad",
+        "layers.convolution.correlate_input_grad",
+    ],
+)
+def test_kernels_that_multiply_give_the_results_of_their_definitions(function):
+    for args in CALLS[function]:
+        assert_same_results(function, "cupy", kernels.TABLE[function, "cupy"], args)
+    assert cublaslt_on_cpu.calls
+
+
+def test_an_affine_layer_is_one_product_forward(cupy):
+    x, w, b = cupy.array(normals(6, 5)), cupy.array(normals(5, 4)), cupy.array(normals(4))
+    out, cache = layers.affine_forward(x, w, b)
+    assert len(cublaslt_on_cpu.calls) == 1
+    assert stand_in.launches == []
+    layers.affine_backward(out, cache)
+    assert len(cublaslt_on_cpu.calls) == 3
+
+
+def test_the_products_of_a_convolution_are_one_for_a_chunk_with_its_bias(cupy, monkeypatch):
+    convolution = importlib.import_module("xpnn.kernels.cupy.convolution")
+    x, w, b = cupy.array(channels_last(normals(6, 8, 5, 5))), cupy.array(normals(4, 4, 3, 3)), cupy.array(normals(4))
+    monkeypatch.setattr(convolution, "COLUMNS", 3 * 25 * 72 * 4)  # three images
+    convolution.correlate(x, w, b, Window((3, 3), pad=(1, 1)), 2)
+    assert [call[:4] for call in cublaslt_on_cpu.calls] == [(2, 75, 36, 2)] * 2
+    assert {call.epilogue for call in cublaslt_on_cpu.calls} == {cublaslt_on_cpu.Epilogue.BIAS}
+    assert [launch.kernel for launch in stand_in.launches] == ["im2col<float, true>"] * 2
+    assert len(cublaslt_on_cpu.searches) == 2  # the second results begin at a boundary of fewer bytes
+
+
+# ---- against the bindings themselves, where they are installed
+
+
+@pytest.fixture
+def bindings():
+    return pytest.importorskip("nvmath.bindings.cublasLt"), pytest.importorskip("nvmath.bindings.cublas")
+
+
+def test_every_name_and_number_is_that_of_the_bindings(bindings):
+    lt, cublas = bindings
+    for ours in (
+        "MatmulDescAttribute",
+        "MatrixLayoutAttribute",
+        "MatmulPreferenceAttribute",
+        "Epilogue",
+        "ReductionScheme",
+    ):
+        for member in getattr(cublaslt_on_cpu, ours):
+            assert int(getattr(lt, ours)[member.name]) == member
+    for member in cublaslt_on_cpu.ComputeType:
+        assert int(cublas.ComputeType[member.name]) == member
+    assert lt.matmul_heuristic_result_dtype == cublaslt_on_cpu.matmul_heuristic_result_dtype
+    assert lt.matmul_algo_dtype == cublaslt_on_cpu.matmul_algo_dtype
+    for of, name in (
+        ("MatmulDescAttribute", "get_matmul_desc_attribute_dtype"),
+        ("MatrixLayoutAttribute", "get_matrix_layout_attribute_dtype"),
+        ("MatmulPreferenceAttribute", "get_matmul_preference_attribute_dtype"),
+    ):
+        for member in getattr(cublaslt_on_cpu, of):
+            assert getattr(lt, name)(member) == getattr(cublaslt_on_cpu, name)(member)
+    assert issubclass(lt.cuBLASLtError, Exception)
+
+
+def test_every_call_has_the_arguments_of_the_bindings(bindings):
+    lt, _ = bindings
+    functions = [
+        name
+        for name, ours in vars(cublaslt_on_cpu).items()
+        if name.startswith(("create", "get_version", "matmul", "matrix")) and inspect.isfunction(ours)
+    ]
+    assert len(functions) == 11
+    for name in functions:
+        theirs = getattr(lt, name).__doc__.splitlines()[
+            0
+        ]  # "matrix_layout_create(int type, uint64_t rows, ...) -> intptr_t"
+        names = [arg.split()[-1] for arg in theirs[theirs.index("(") + 1 : theirs.index(")")].split(",") if arg]
+        ours = list(inspect.signature(getattr(cublaslt_on_cpu, name)).parameters)
+        renamed = {"matmul_desc": "handle", "mat_layout": "handle", "pref": "handle"} if "set_attribute" in name else {}
+        assert ours == [renamed.get(arg, arg) for arg in names], name
+
+
+def test_cuda_types_are_those_of_the_toolkit(cupy, products):
+    nvmath = pytest.importorskip("nvmath")
+    names = {"f": "CUDA_R_32F", "d": "CUDA_R_64F", "e": "CUDA_R_16F", "E": "CUDA_R_16BF"}
+    for char, name in names.items():
+        assert nvmath.CudaDataType[name] == products.cublaslt.CUDA_TYPES[char]

@@ -1,0 +1,177 @@
+"""Convolution for CuPy without cuDNN: windows as rows of a matrix, on the CPU."""
+
+import importlib
+
+import cublaslt_on_cpu
+import cudnn_on_cpu
+import numpy as np
+import pytest
+import stand_in
+
+from layouts import LAYOUTS
+from test_kernels import CALLS, assert_same_results, channels_last, definition, normals
+from xpnn import kernels
+from xpnn.windows import Window
+
+FORWARD = "layers.convolution.correlate"
+FILTER_GRAD, INPUT_GRAD = f"{FORWARD}_filter_grad", f"{FORWARD}_input_grad"
+THREE = Window((3, 3), pad=(1, 1))
+
+
+@pytest.fixture(params=["forwards", "backwards"])
+def cupy(request, monkeypatch):
+    if stand_in.COMPILER is None:
+        pytest.skip("no g++ was found")
+    monkeypatch.setattr(stand_in, "backwards", request.param == "backwards")
+    with stand_in.installed() as module:
+        yield module
+
+
+@pytest.fixture
+def convolution(cupy):
+    return importlib.import_module("xpnn.kernels.cupy.convolution")
+
+
+def ours(function):
+    return kernels.TABLE[function, "cupy"]
+
+
+def on_device(cupy, args):
+    return [cupy.array(x) if isinstance(x, np.ndarray) else x for x in args]
+
+
+def launched():
+    return [launch.kernel for launch in stand_in.launches]
+
+
+@pytest.mark.parametrize("function", [FORWARD, FILTER_GRAD, INPUT_GRAD])
+@pytest.mark.parametrize("columns", [1, 20_000])
+def test_a_few_images_at_a_time_give_the_same(convolution, monkeypatch, function, columns):
+    monkeypatch.setattr(convolution, "COLUMNS", columns)
+    for args in CALLS[function]:
+        assert_same_results(function, "cupy", ours(function), args)
+
+
+@pytest.mark.parametrize("function", [FORWARD, FILTER_GRAD, INPUT_GRAD])
+def test_columns_take_no_more_memory_than_they_may(cupy, convolution, monkeypatch, function):
+    x, w = channels_last(normals(8, 4, 10, 10)), normals(4, 4, 3, 3)
+    args = {FORWARD: (x, w, None, THREE, 1), FILTER_GRAD: (x, x, THREE, 1), INPUT_GRAD: (x, w, (10, 10), THREE, 1)}
+    args = on_device(cupy, args[function])
+    monkeypatch.setattr(convolution, "COLUMNS", 3 * 100 * 36 * 4)  # bytes of three images
+    sizes, empty = [], cupy.empty
+    monkeypatch.setattr(cupy, "empty", lambda *given, **named: sizes.append(empty(*given, **named)) or sizes[-1])
+    ours(function)(*args)
+    assert sum(array.ndim == 1 for array in sizes) == 1
+    assert max(array.nbytes for array in sizes) <= convolution.COLUMNS
+    assert launched() == ["im2col<float, true>"] * 3
+
+
+def test_a_convolution_is_one_launch_and_one_product(cupy, monkeypatch):
+    products, matmul = [], cupy.matmul
+    monkeypatch.setattr(cupy, "matmul", lambda *args, **named: products.append(args) or matmul(*args, **named))
+    x, w, dout = channels_last(normals(2, 8, 6, 6)), normals(4, 8, 3, 3), channels_last(normals(2, 4, 6, 6))
+    strided = Window((3, 3), (2, 2), (1, 1))
+    for function, args, expected in (
+        (FORWARD, (x, w, None, THREE, 1), "im2col<float, true>"),
+        (FILTER_GRAD, (dout, x, THREE, 1), "im2col<float, true>"),
+        (INPUT_GRAD, (dout, w, (6, 6), THREE, 1), "im2col<float, true>"),
+        (INPUT_GRAD, (dout[:, :, :3, :3], w, (6, 6), strided, 1), "col2im<float, true>"),
+    ):
+        stand_in.launches.clear()
+        products.clear()
+        ours(function)(*on_device(cupy, args))
+        assert (launched(), len(products)) == ([expected], 1)
+
+
+def test_a_window_of_one_pixel_needs_no_columns(cupy, convolution, monkeypatch):
+    x, w = cupy.array(channels_last(normals(2, 8, 6, 6))), cupy.array(normals(4, 8, 1, 1))
+    factors, multiply = [], convolution.multiply
+    monkeypatch.setattr(convolution, "multiply", lambda *args, **more: factors.extend(args) or multiply(*args, **more))
+    out = ours(FORWARD)(x, w, None, convolution.ONE_PIXEL, 1)
+    dx = ours(INPUT_GRAD)(out, w, (6, 6), convolution.ONE_PIXEL, 1)
+    ours(FILTER_GRAD)(out, x, convolution.ONE_PIXEL, 1)
+    assert launched() == []
+    for array in (x, w, out, dx):
+        assert any(np.shares_memory(array, factor) for factor in factors)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [THREE, Window((1, 1))])
+@pytest.mark.usefixtures("convolution")
+def test_images_may_lie_in_memory_as_they_like(layout, window):
+    x = LAYOUTS[layout](normals(5, 4, 6, 7))
+    if x.ndim == 4:
+        w = normals(3, x.shape[1], *window.size)
+        assert_same_results(FORWARD, "cupy", ours(FORWARD), (x, w, None, window, 1))
+        dout = normals(len(x), 3, 6, 7)
+        assert_same_results(FILTER_GRAD, "cupy", ours(FILTER_GRAD), (dout, x, window, 1))
+        assert_same_results(
+            INPUT_GRAD, "cupy", ours(INPUT_GRAD), (x, normals(x.shape[1], 3, *window.size), (6, 7), window, 1)
+        )
+
+
+def test_numbers_are_moved_one_by_one_where_16_bytes_do_not_fit(cupy):
+    memory, w = cupy.array(normals(2 * 6 * 6 * 8 + 1)), cupy.array(normals(4, 8, 3, 3))
+    for start, kernel in ((0, "im2col<float, true>"), (1, "im2col<float, false>")):
+        stand_in.launches.clear()
+        x = memory[start : start + 576].reshape(2, 6, 6, 8).transpose(0, 3, 1, 2)
+        expected = definition(FORWARD)(x.get(), w.get(), None, THREE, 1)
+        np.testing.assert_allclose(ours(FORWARD)(x, w, None, THREE, 1).get(), expected, atol=1e-5)
+        assert launched() == [kernel]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.usefixtures("convolution")
+def test_channels_are_split_into_groups(groups):
+    x, w, b = channels_last(normals(3, 8, 6, 7)), normals(16, 8 // groups, 3, 2), normals(16)
+    window = Window((3, 2), (2, 1), (1, 1), (1, 2))
+    dout = channels_last(normals(3, 16, *window.counts((6, 7))))
+    assert_same_results(FORWARD, "cupy", ours(FORWARD), (x, w, b, window, groups))
+    assert_same_results(FILTER_GRAD, "cupy", ours(FILTER_GRAD), (dout, x, window, groups))
+    assert_same_results(INPUT_GRAD, "cupy", ours(INPUT_GRAD), (dout, w, (6, 7), window, groups))
+
+
+@pytest.mark.parametrize("function", [FORWARD, FILTER_GRAD, INPUT_GRAD])
+@pytest.mark.usefixtures("convolution")
+def test_dtypes_are_promoted_as_by_the_definition(function):
+    args = CALLS[function][0]
+    first = next(i for i, x in enumerate(args) if isinstance(x, np.ndarray))
+    mixed = [x.astype("float32") if i == first else x for i, x in enumerate(args)]
+    assert args[first].dtype == np.float64
+    expected = definition(function)(*mixed)
+    received = ours(function)(*on_device(importlib.import_module("cupy"), mixed))
+    assert received.dtype == expected.dtype
+    np.testing.assert_allclose(received.get(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("function", [FORWARD, FILTER_GRAD, INPUT_GRAD])
+@pytest.mark.parametrize("columns", [1, 2**28])
+def test_half_types_lose_no_more_than_their_roundings(cupy, convolution, monkeypatch, half, function, columns):
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    monkeypatch.setattr(convolution, "COLUMNS", columns)
+    cublaslt_on_cpu.install(cupy)  # NumPy would add up products of halves in halves
+    rounding = 2.0**-11 if half == "float16" else 2.0**-8
+    for args in CALLS[function]:
+        if any(x.dtype != np.float32 for x in args if isinstance(x, np.ndarray)) or 0 in args[0].shape:
+            continue
+        args = [x.astype(half) if isinstance(x, np.ndarray) else x for x in args]
+        expected = definition(function)(*(x.astype("float32") if isinstance(x, np.ndarray) else x for x in args))
+        received = ours(function)(*on_device(cupy, args))
+        assert received.dtype == np.dtype(half)
+        # That of the result; and where windows are gathered, those of their gradients.
+        atol = (4 if function == INPUT_GRAD else 0.01) * rounding * np.abs(expected).max(initial=0)
+        np.testing.assert_allclose(received.get().astype("float32"), expected, rtol=1.01 * rounding, atol=atol)
+
+
+def test_what_is_in_use_is_told(cupy, convolution):
+    products = importlib.import_module("xpnn.kernels.cupy.products")
+    assert products.describe() == "cupy.matmul, exact float32; faster by cuBLASLt: pip install nvmath-python"
+    assert convolution.describe().startswith("im2col and products; faster by cuDNN: pip install ")
+    products.cublaslt.library.cache_clear()
+    convolution.cudnn.library.cache_clear()
+    cublaslt_on_cpu.install(cupy)
+    cudnn_on_cpu.install(cupy)
+    assert products.describe() == "cuBLASLt 13.5, exact float32"
+    assert convolution.describe().startswith("cuDNN 9.19.0, exact float32")

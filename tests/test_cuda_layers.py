@@ -1,0 +1,268 @@
+"""CuPy's kernels of layers and losses without a device: how often they launch, and what they take."""
+
+import math
+
+import numpy as np
+import pytest
+import stand_in
+
+from test_kernels import channels_last, definition, normals, ties
+from xpnn import backend as backends
+from xpnn import kernels, layers, losses, random
+from xpnn.layers.pooling import window_max
+from xpnn.windows import Window
+
+HALVES = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # a rounding, relative to the number
+
+
+@pytest.fixture
+def cupy():
+    if stand_in.COMPILER is None:
+        pytest.skip("no g++ was found")
+    with stand_in.installed() as module:
+        yield module
+
+
+@pytest.fixture(params=HALVES)
+def half(request):
+    if request.param == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    return np.dtype(request.param)
+
+
+def kernel(function):
+    return kernels.TABLE[function, "cupy"]
+
+
+def launched(function, *args):
+    """The kernels, without their types, that a call launches."""
+    stand_in.launches.clear()
+    kernel(function)(*args)
+    return [launch.kernel.partition("<")[0] for launch in stand_in.launches]
+
+
+# ---- how often
+
+
+def test_batchnorm_of_few_rows_is_one_launch_a_pass(cupy):
+    x, v = cupy.asarray(normals(100, 500)), cupy.asarray(normals(500))
+    assert launched("layers.batchnorm.moments", x) == ["moments"]
+    assert launched("layers.batchnorm.normalize", x, v, v, v) == ["normalize"]
+    assert launched("layers.batchnorm.gradient_sums", x, x, v) == ["gradient_sums"]
+    assert launched("layers.batchnorm.input_gradient", x, x, v, v, v, v) == ["input_gradient"]
+
+
+def test_batchnorm_of_many_rows_adds_up_its_chunks_in_a_second_launch(cupy):
+    x, v = cupy.asarray(normals(20_000, 24)), cupy.asarray(normals(24))
+    assert launched("layers.batchnorm.moments", x) == ["moments", "merge_moments"]
+    assert launched("layers.batchnorm.gradient_sums", x, x, v) == ["gradient_sums", "add_sums"]
+
+
+def test_a_layer_of_batchnorm_launches_nothing_else(cupy):
+    layer, x = layers.BatchNorm(), cupy.asarray(normals(100, 24))
+    layer.params = {"gamma": cupy.ones(24, "float32"), "beta": cupy.zeros(24, "float32")}
+    layer.bn_param.update(running_mean=cupy.zeros(24, "float32"), running_var=cupy.ones(24, "float32"))
+    names = lambda: [launch.kernel.partition("<")[0] for launch in stand_in.launches]  # noqa: E731
+    _, cache = layer.forward(x, train=True)
+    assert names() == ["moments", "running_moments", "scales", "normalize"]
+    stand_in.launches.clear()
+    layer.backward(x, cache)
+    assert names() == ["gradient_sums", "means", "input_gradient"]
+    stand_in.launches.clear()
+    layer.forward(x)
+    assert names() == ["scales", "normalize"]
+
+
+def test_pooling_is_one_launch_each_way(cupy):
+    x, window = cupy.asarray(normals(3, 5, 8, 8)), Window((2, 2), (2, 2))
+    out, place = kernel("layers.pooling.window_max")(x, window)
+    assert launched("layers.pooling.window_max", x, window) == ["window_max"]
+    assert launched("layers.pooling.window_max_grad", out, place, (8, 8), window) == ["window_max_grad"]
+
+
+@pytest.mark.parametrize(("n", "c", "names"), [(100, 10, 1), (1000, 10, 2), (2, 5000, 2), (1, 5000, 1)])
+def test_a_loss_is_one_launch_and_one_more_for_the_sum_of_several_blocks(cupy, n, c, names):
+    x, y = cupy.asarray(normals(n, c)), cupy.zeros(n, "int64")
+    assert launched("losses.cross_entropy", x, y, 0.1, n) == ["cross_entropy", "add_losses"][:names]
+
+
+def test_a_mask_is_one_launch(cupy):
+    assert launched("random.dropout_mask", 0, 1, 2, 100_000, 0.5, "float32") == ["dropout_mask"]
+
+
+@pytest.mark.parametrize("d", [100, 5000])
+def test_layer_norm_is_one_launch_each_way(cupy, d):
+    x, v, inv_std = cupy.asarray(normals(2, 3, d)), cupy.asarray(normals(d)), cupy.ones((2, 3, 1), "float32")
+    assert launched("layers.normalization.layernorm", x, v, v, 1e-5) == ["layernorm"]
+    assert launched("layers.normalization.layernorm_grad", x, x, inv_std, v) == ["layernorm_grad"]
+
+
+def test_nothing_is_launched_for_no_numbers(cupy):
+    rows, none, vector = cupy.zeros((0, 3)), cupy.zeros((5, 0)), cupy.zeros(3)
+    assert launched("layers.batchnorm.normalize", rows, vector, vector, vector) == []
+    assert launched("layers.batchnorm.moments", none) == []
+    assert launched("layers.batchnorm.gradient_sums", rows, rows, vector) == []
+    assert launched("layers.pooling.window_max", cupy.zeros((0, 3, 4, 4)), Window((2, 2), (2, 2))) == []
+    assert launched("layers.normalization.layernorm", rows, vector, vector, 0.0) == []
+    assert launched("random.dropout_mask", 0, 1, 2, 0, 0.5, "float32") == []
+
+
+# ---- what they take
+
+
+@pytest.mark.parametrize("first", [1e4, 0.0, 3e4])
+def test_a_variance_far_from_zero_is_exact_to_rounding(cupy, first):
+    x = normals(20_000, 7) + np.float32(1e4)
+    x[0] = first
+    mean, var = kernel("layers.batchnorm.moments")(cupy.asarray(x))
+    exact, eps = x.astype("float64"), np.finfo("float32").eps
+    # The first number is the shift: where it is far from the others, their differences from it are rounded.
+    np.testing.assert_allclose(mean.get(), exact.mean(axis=0), rtol=2 * eps)
+    np.testing.assert_allclose(var.get(), exact.var(axis=0), rtol=16 * eps)
+
+
+@pytest.mark.parametrize("layout", [np.asarray, channels_last])
+def test_pooling_keeps_the_order_of_the_images_in_memory(cupy, layout):
+    x, window = cupy.asarray(layout(ties(2, 8, 6, 6))), Window((3, 3), (2, 2))
+    out, place = kernel("layers.pooling.window_max")(x, window)
+    dx = kernel("layers.pooling.window_max_grad")(cupy.ones(out.shape, "float32"), place, (6, 6), window)
+    for images in (out, place, dx):
+        assert layout(images.get()).strides == images.strides
+
+
+def test_rows_that_begin_anywhere_in_memory_are_taken(cupy):
+    memory = cupy.asarray(normals(5 * 8 + 3))
+    vectors = [cupy.asarray(v) for v in (normals(11)[k : k + 8] for k in range(3))]
+    for start in range(4):
+        x = memory[start : start + 40].reshape(5, 8)
+        out = kernel("layers.batchnorm.normalize")(x, *vectors)
+        expected = definition("layers.batchnorm.normalize")(x.get(), *(v.get() for v in vectors))
+        np.testing.assert_allclose(out.get(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_label_out_of_range_is_no_class(cupy):
+    x = normals(4, 3)
+    loss, dx = losses.softmax_loss(cupy.asarray(x), cupy.asarray(np.array([0, -1, 3, 2**40])))
+    exp = np.exp(x.astype("float64"))
+    softmax = exp / exp.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(loss.get(), -np.log(softmax[0, 0]) / 4, rtol=1e-6)
+    np.testing.assert_allclose(dx.get()[1:], softmax[1:] / 4, rtol=1e-6)
+
+
+def test_what_is_no_number_spoils_its_own_row_and_the_loss(cupy):
+    x = normals(3, 2000)
+    x[1, 1999] = np.nan
+    loss, dx = losses.softmax_loss(cupy.asarray(x), cupy.zeros(3, "int64"))
+    assert np.isnan(loss.get())
+    assert np.isnan(dx.get()).all(axis=1).tolist() == [False, True, False]
+    assert np.isnan(dx.get()).any(axis=1).tolist() == [False, True, False]
+
+
+def test_a_loss_is_finite_for_any_finite_scores(cupy, half):
+    most = float(np.finfo("float16").max) if half == np.float16 else 3.3e38
+    for dtype, top in ((half, most), ("float32", 3.4e38), ("float64", 1.7e308)):
+        x = cupy.asarray(np.array([[top, -top, 0.0]]).astype(dtype))
+        loss, dx = losses.softmax_loss(x, cupy.asarray(np.array([1])))
+        assert math.isfinite(float(loss.get()))
+        np.testing.assert_array_equal(dx.get().astype("float64"), [[1, -1, 0]])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
+def test_a_device_drops_what_numpy_does(cupy, p):
+    masks = []
+    for backend in ("numpy", "cupy"):
+        generator = random.Generator(1, 2, 2**64 - 3)
+        first = generator.dropout_mask((3, 7), p, backend=backend)
+        masks.append((backends.to_numpy(first), backends.to_numpy(generator.dropout_mask(50, p, backend=backend))))
+    for host, device in zip(*masks, strict=True):
+        np.testing.assert_array_equal(device, host)
+
+
+# ---- half precision
+
+
+def assert_rounded(result, truth, half):
+    """That a result is float32's, rounded once; of what is near 0, a sum of larger numbers."""
+    assert result.dtype == half
+    atol = 1e-6 * np.abs(truth).max() + 2.0**-24  # and float16's smallest number
+    np.testing.assert_allclose(result.get().astype("float64"), truth, 1.01 * HALVES[half.name], atol)
+
+
+def assert_computed_in_float32(cupy, half, function, *args):
+    widened = (arg.astype("float64") if getattr(arg, "dtype", None) == half else arg for arg in args)
+    expected = definition(function)(*widened)
+    received = kernel(function)(*(cupy.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
+    if not isinstance(expected, tuple):
+        expected, received = (expected,), (received,)
+    for result, truth in zip(received, expected, strict=True):
+        assert_rounded(result, truth, half)
+
+
+@pytest.mark.parametrize("d", [3, 24])
+def test_batchnorm_computes_in_float32(cupy, half, d):
+    x, dout = (normals(5000, d, seed=seed).astype(half) for seed in range(2))
+    a, b, c, e = ((0.1 + normals(d, seed=seed) ** 2).astype(half) for seed in range(4))
+    for name, *args in [
+        ("moments", x),
+        ("running_moments", a, b, c, e, 0.9, 1.25),
+        ("scales", a, b, 1e-5),
+        ("normalize", x, a, b, c),
+        ("gradient_sums", dout, x, a),
+        ("means", a, b, c, 5000),
+        ("input_gradient", dout, x, a, b, c, e),
+    ]:
+        assert_computed_in_float32(cupy, half, f"layers.batchnorm.{name}", *args)
+
+
+@pytest.mark.parametrize("d", [10, 1500])
+def test_layer_norm_and_the_loss_compute_in_float32(cupy, half, d):
+    x, dout, gamma, beta = (normals(*shape).astype(half) for shape in ((40, d), (40, d), (d,), (d,)))
+    inv_std, labels = np.abs(normals(40, 1)).astype(half), np.arange(40) % d
+    assert_computed_in_float32(cupy, half, "layers.normalization.layernorm", x, gamma, beta, 1e-5)
+    assert_computed_in_float32(cupy, half, "layers.normalization.layernorm_grad", dout, x, inv_std, gamma)
+    assert_computed_in_float32(cupy, half, "losses.cross_entropy", x, labels, 0.1, 40)
+
+
+@pytest.mark.parametrize("layout", [np.asarray, channels_last])
+@pytest.mark.parametrize("size", [(3, 3), (17, 17)])
+def test_pooling_takes_half_types(cupy, half, layout, size):
+    window = Window(size, (2, 2))
+    x = layout(normals(2, 8, 20, 19)).astype(half)
+    out, place = kernel("layers.pooling.window_max")(cupy.asarray(x), window)
+    expected, expected_place = window_max(x.astype("float32"), window)
+    np.testing.assert_array_equal(out.get().astype("float32"), expected)
+    np.testing.assert_array_equal(place.get(), expected_place)
+    dx = kernel("layers.pooling.window_max_grad")(out, place, (20, 19), window)
+    truth = definition("layers.pooling.window_max_grad")(expected, expected_place, (20, 19), window)
+    assert_rounded(dx, truth, half)
+
+
+def test_a_mask_in_half_precision_drops_the_same(cupy, half):
+    mask = kernel("random.dropout_mask")(1, 2, 3, 1001, 0.3, half.name).get()
+    expected = random.dropout_mask(1, 2, 3, 1001, 0.3, "float32")
+    np.testing.assert_array_equal(mask, expected.astype(half))
+
+
+# ---- the layers
+
+
+def test_layers_and_their_gradients_are_numpys(cupy):
+    x, images, labels = normals(30, 12), channels_last(normals(4, 12, 6, 6)), np.arange(30) % 12
+    results = []
+    for asarray in (np.asarray, cupy.asarray):
+        gamma, beta = asarray(normals(12, seed=1)), asarray(normals(12, seed=2))
+        received = list(losses.softmax_loss(asarray(x), asarray(labels), label_smoothing=0.1))
+        for forward, backward, of, more in [
+            (layers.layernorm_forward, layers.layernorm_backward, x, ({},)),
+            (layers.batchnorm_forward, layers.batchnorm_backward, x, ({"mode": "train"},)),
+            (layers.spatial_batchnorm_forward, layers.spatial_batchnorm_backward, images, ({"mode": "train"},)),
+        ]:
+            out, cache = forward(asarray(of), gamma, beta, *more)
+            received += [out, *backward(asarray(np.flip(of, axis=0).copy()), cache)]
+        pool = {"pool_height": 3, "pool_width": 3, "stride": 2}
+        out, cache = layers.max_pool_forward(asarray(images), pool)
+        received += [out, layers.max_pool_backward(out, cache)]
+        results.append([backends.to_numpy(array) for array in received])
+    for host, device in zip(*results, strict=True):
+        assert device.dtype == host.dtype
+        np.testing.assert_allclose(device, host, rtol=1e-5, atol=1e-5 * np.abs(host).max())

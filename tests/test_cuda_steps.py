@@ -1,0 +1,146 @@
+"""What a training step does around the model, by the kernels for CuPy without a device: the batch and the update."""
+
+import numpy as np
+import pytest
+import stand_in
+
+import test_cuda
+from test_kernels import channels_last, normals
+from xpnn import backend as backends
+from xpnn.data.augmentation import AlternatingFlip, Batch, Compose, RandomCrop, RandomFlip
+from xpnn.kernels.updates import UPDATES
+from xpnn.optim import Optimizer, ParamGroup
+from xpnn.optim.norms import clip_factor
+from xpnn.optim.rules import RULES
+from xpnn.parameters import Parameters
+from xpnn.random import Generator
+
+cupy, ours = test_cuda.cupy, test_cuda.ours  # the fixture, and the table's kernels
+
+HALVES = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half the spacing at 1
+
+
+def launched():
+    """The kernels of the launches since the last call."""
+    names = [launch.kernel for launch in stand_in.launches]
+    stand_in.launches.clear()
+    return names
+
+
+def of_half(name):
+    if name == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    return np.dtype(name)
+
+
+# ---- update rules
+
+
+@pytest.mark.parametrize("rule", UPDATES)
+def test_a_step_is_one_launch_with_its_condition_and_its_factor(cupy, rule):
+    w, dw = cupy.ones(3000, "float32"), cupy.ones(3000, "float32")
+    config = {**RULES[rule].defaults, **{key: cupy.zeros(3000, "float32") for key in RULES[rule].state}}
+    ours()[f"optim.in_place.{rule}"](w, dw, config, cupy.array(True), cupy.array(0.5, dtype="float32"))
+    assert launched() == [f"{UPDATES[rule].loop}<float>"]
+    assert (w.get() < 1).all()
+
+
+def test_a_step_that_the_condition_forbids_counts(cupy):
+    state = {"v": cupy.ones(5), "a": cupy.ones(5)}
+    w, config = cupy.ones(5), {**RULES["adam"].defaults, **state, "t": 2}
+    ours()["optim.in_place.adam"](w, cupy.full(5, np.nan), config, cupy.array(False))
+    assert config["t"] == 3
+    assert w.get().tolist() == state["v"].get().tolist() == state["a"].get().tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("rule", UPDATES)
+def test_in_half_precision_a_step_only_rounds_its_results(cupy, rule, half):
+    dtype, results = of_half(half), []
+    arrays = [normals(1000, seed=seed).astype(dtype) for seed in range(2 + len(UPDATES[rule].state))]
+    for computed in (dtype, np.dtype("float32")):
+        w, dw, *state = (cupy.asarray(x.astype(computed)) for x in arrays)
+        config = {**RULES[rule].defaults, "learning_rate": 0.1}
+        config |= {key: abs(x) for key, x in zip(UPDATES[rule].state, state, strict=True)}
+        results.append(ours()[f"optim.in_place.{rule}"](w, dw, config, None, cupy.array(0.3, dtype="float32")))
+    for received, expected in zip(*results, strict=True):
+        assert received.dtype == dtype
+        np.testing.assert_allclose(
+            received.get().astype("float32"), expected.get(), rtol=1.01 * HALVES[half], atol=2.0**-24
+        )
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("rule", ["nesterov", "adamw"])
+def test_an_optimizer_steps_as_on_numpy(cupy, rule, clip_norm):
+    shapes, results = {"a.W": (30, 40), "a.b": (40,), "b.W": (40, 3), "b.b": (3,)}, []
+    size = 30 * 40 + 40 + 40 * 3 + 3
+    for name in ("numpy", "cupy"):
+        backend = backends.get(name)
+        params = Parameters(shapes, backend)
+        params.flat[...] = backend.asarray(normals(size))
+        groups = [ParamGroup("*.b", learning_rate=0.5)]
+        optimizer = Optimizer(params, rule, groups=groups, clip_norm=clip_norm, learning_rate=0.1)
+        grads = params.like()
+        for seed in (1, 2, 3):
+            grads.flat[...] = backend.asarray(normals(size, seed=seed))
+            optimizer.step(grads, where=backend.namespace.asarray(True))
+        results.append(backend.to_numpy(params.flat))
+    np.testing.assert_allclose(*results, rtol=0, atol=16 * 2.0**-23)  # three steps of a few roundings each
+    launched()
+    optimizer.step(grads, where=cupy.array(False))
+    np.testing.assert_array_equal(params.flat.get(), results[1])
+    squares = [] if clip_norm is None else 4 * ["sums<float, true>"]
+    assert launched() == squares + 4 * [f"{UPDATES[rule].loop}<float>"]
+
+
+# ---- norms
+
+
+def test_a_norm_is_two_launches_and_always_the_same(cupy):
+    x = cupy.asarray(normals(300_000))
+    first, second = (ours()["optim.norms.sum_of_squares"](x) for _ in range(2))
+    assert launched() == 2 * ["sums<float, true>", "sums<float, false>"]
+    assert first.shape == ()
+    assert first.get() == second.get()
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_norm_of_half_precision_is_single_and_overflows_no_earlier(cupy, half):
+    x = np.full(70_000, 300, of_half(half))
+    out = ours()["optim.norms.sum_of_squares"](cupy.asarray(x))
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out.get(), 70_000 * float(x[0]) ** 2, rtol=16 * 2.0**-23)
+
+
+def test_what_is_no_number_makes_the_factor_none(cupy):
+    x = normals(100_000)
+    x[77_777] = np.nan
+    assert np.isnan(clip_factor([cupy.asarray(x)], 1.0).get())
+
+
+# ---- images
+
+
+def batches(backend, indices):
+    for epoch in range(2):
+        rng = Generator(3).spawn(epoch)
+        yield Batch(None, backend.asarray(indices), rng, epoch=epoch, num_examples=20)
+
+
+@pytest.mark.parametrize("layout", [np.asarray, channels_last])
+@pytest.mark.parametrize("flip", [RandomFlip(), AlternatingFlip()])
+def test_gather_crop_and_flip_are_one_launch_of_bytes(cupy, layout, flip):
+    x = layout(np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8))
+    indices, augment, results = np.random.default_rng(1).permutation(20)[:7], Compose([RandomCrop(4), flip]), []
+    data = cupy.asarray(x)
+    for batch in batches(backends.get("cupy"), indices):
+        launched()
+        out = augment(data, batch, batch.indices)
+        assert [name for name in launched() if name != "philox"] == [
+            f"pick<unsigned char, {'true' if layout is channels_last else 'false'}>"
+        ]
+        assert out.strides == x[:7].strides
+        results.append(out.get())
+    for out, batch in zip(results, batches(backends.get("numpy"), indices), strict=True):
+        np.testing.assert_array_equal(out, augment(x, batch, batch.indices))

@@ -1,0 +1,161 @@
+"""Convolution by cuDNN without a device: what each graph describes is computed by the definitions."""
+
+import ctypes
+import ctypes.util
+import importlib
+import inspect
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import cudnn_on_cpu
+import numpy as np
+import pytest
+import stand_in
+
+from test_kernels import CALLS, assert_same_results, channels_last, definition, normals
+from xpnn import kernels
+from xpnn.windows import Window
+
+FUNCTIONS = [
+    "layers.convolution.correlate",
+    "layers.convolution.correlate_filter_grad",
+    "layers.convolution.correlate_input_grad",
+]
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    if stand_in.COMPILER is None:
+        pytest.skip("no g++ was found")
+    with stand_in.installed() as module:
+        cudnn_on_cpu.install(module)
+        monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", True)
+        yield module
+
+
+def ours(function):
+    return kernels.TABLE[function, "cupy"]
+
+
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_a_graph_describes_is_the_definition(function):
+    for args in CALLS[function]:
+        before = len(cudnn_on_cpu.executed)
+        assert_same_results(function, "cupy", ours(function), args)
+        plain = {x.dtype.name for x in args if isinstance(x, np.ndarray)} == {"float32"} and 0 not in args[0].shape
+        assert len(cudnn_on_cpu.executed) - before == plain  # float64, and no images, are the fallback's
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_half_types_are_computed_in_float32(cupy, function, half):
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    args = next(args for args in CALLS[function] if args[0].dtype == np.float32)
+    args = [x.astype(half) if isinstance(x, np.ndarray) else x for x in args]
+    expected = definition(function)(*(x.astype("float32") if isinstance(x, np.ndarray) else x for x in args))
+    received = ours(function)(*(cupy.array(x) if isinstance(x, np.ndarray) else x for x in args))
+    assert received.dtype == np.dtype(half)
+    rounding = 2.0**-11 if half == "float16" else 2.0**-8
+    received, atol = received.get().astype("float32"), 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(received, expected, rtol=1.01 * rounding, atol=atol)
+    assert len(cudnn_on_cpu.executed) == 1
+
+
+def test_images_with_the_channels_last_are_not_copied(cupy):
+    x, w, b = (cupy.array(channels_last(normals(*s))) for s in ((2, 4, 5, 5), (6, 4, 3, 3), (1, 6, 1, 1)))
+    out = ours(FUNCTIONS[0])(x, w, b.reshape(6), Window((3, 3)), 1)
+    assert out.strides == tuple(4 * stride for stride in (54, 1, 18, 6))
+    assert cudnn_on_cpu.executed == [("fprop", x.shape, w.shape, True)]
+    assert stand_in.launches == []
+
+
+def test_a_plan_is_made_once(cupy):
+    x, w = cupy.array(normals(2, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3))
+    for _ in range(3):
+        ours(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1)
+    assert (len(cudnn_on_cpu.built), len(cudnn_on_cpu.executed), len(cudnn_on_cpu.streams)) == (1, 3, 1)
+    ours(FUNCTIONS[0])(x, w, None, Window((3, 3), pad=(1, 1)), 1)
+    assert len(cudnn_on_cpu.built) == 2
+
+
+def test_a_bias_may_begin_anywhere(cupy):
+    x, w, memory = cupy.array(normals(2, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3)), cupy.array(normals(10))
+    for start in range(4):
+        b = memory[start : start + 6]
+        expected = definition(FUNCTIONS[0])(x.get(), w.get(), b.get(), Window((3, 3)), 1)
+        np.testing.assert_allclose(ours(FUNCTIONS[0])(x, w, b, Window((3, 3)), 1).get(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_without_exact_plans_float32_is_the_fallbacks_unless_tf32_is_allowed(cupy, monkeypatch, allowed):
+    monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", False)
+    monkeypatch.setattr(importlib.import_module("xpnn.kernels.cupy.cudnn"), "TF32", allowed)
+    x, w = cupy.array(normals(2, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3))
+    expected = definition(FUNCTIONS[0])(x.get(), w.get(), None, Window((3, 3)), 1)
+    for _ in range(2):
+        np.testing.assert_allclose(ours(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1).get(), expected, atol=1e-5)
+    assert len(cudnn_on_cpu.executed) == 2 * allowed
+    assert len(stand_in.launches) == 2 * (not allowed)
+
+
+# ---- against the frontend itself, where it is installed
+
+
+@pytest.fixture
+def frontend():
+    return pytest.importorskip("cudnn")
+
+
+def test_every_name_and_number_is_that_of_the_frontend(frontend):
+    for name in ("data_type", "heur_mode", "numerical_note"):
+        for member in getattr(cudnn_on_cpu, name):
+            assert getattr(frontend, name).__members__[member.name].value == member.value
+    assert issubclass(frontend.cudnnGraphNotSupportedError, Exception)
+    for name, arguments in (("create_handle", "()"), ("set_stream", "(handle: int, stream: int)")):
+        assert f"{name}{arguments}" in getattr(frontend, name).__doc__
+    assert callable(frontend.backend_version_string)
+
+
+def test_every_method_takes_the_arguments_that_it_is_given(frontend):
+    for ours, theirs in ((cudnn_on_cpu.pygraph, frontend.pygraph), (cudnn_on_cpu.tensor, frontend.tensor)):
+        for name, method in vars(ours).items():
+            if not inspect.isfunction(method) or name in ("in_memory", "_with", "_of", "_step", "_value"):
+                continue
+            if ours is cudnn_on_cpu.tensor and name == "__init__":
+                continue
+            parameters = list(inspect.signature(method).parameters.values())[1:]
+            received = getattr(theirs, name)
+            if inspect.isfunction(received):  # in Python
+                assert {p.name for p in parameters} <= inspect.signature(received).parameters.keys(), name
+                continue
+            for parameter in parameters:
+                keyword = parameter.kind == parameter.KEYWORD_ONLY
+                assert not keyword or f"{parameter.name}: " in received.__doc__, f"{name}: {parameter.name}"
+            assert parameters or f"{name}(self: cudnn._compiled_module.{ours.__name__}" in received.__doc__
+
+
+@pytest.fixture
+def version(frontend, tmp_path):
+    """All that the frontend's own checks ask of cuDNN itself, where that is not installed."""
+    installed = Path(sysconfig.get_path("purelib")).glob("nvidia/cudnn/lib/libcudnn.so*")
+    if not any(installed) and ctypes.util.find_library("cudnn") is None:
+        source, library = tmp_path / "cudnn.cpp", tmp_path / "libcudnn.so"
+        source.write_text('#include <cstddef>\nextern "C" size_t cudnnGetVersion() { return 91900; }\n')
+        subprocess.run([stand_in.COMPILER or "g++", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+        frontend._pybind_module._set_dlhandle_cudnn(ctypes.CDLL(str(library))._handle)
+
+
+@pytest.mark.usefixtures("version")
+def test_the_frontend_itself_finds_every_graph_valid(frontend, cupy, monkeypatch):
+    cudnn = importlib.import_module("xpnn.kernels.cupy.cudnn")
+    for function in FUNCTIONS:
+        for args in CALLS[function]:
+            if args[0].dtype == np.float32:
+                ours(function)(*(cupy.array(x) if isinstance(x, np.ndarray) else x for x in args))
+    assert len(cudnn._plans) > 20
+    monkeypatch.setattr(cudnn, "_handle", lambda _: 4096)
+    for key in cudnn._plans:
+        cudnn._graph(frontend, *key).validate()

@@ -1,0 +1,216 @@
+// Batch normalization of rows (n, d): statistics of the columns, and what is computed of each number by them.
+//
+// A block is blockDim.x columns wide and blockDim.y rows high: threads side by side read neighboring numbers, and each
+// stays in its column.
+
+#include "common.cuh"
+
+constexpr int MOST_THREADS = 512, GROUP = 8;  // of a block; numbers that a thread reads at once
+
+// Of all rows of threads, in the first of them. In an order of its own, but always the same one.
+template <typename Value, typename Op>
+__device__ Value column_reduce(Value value, Op op) {
+    __shared__ Value of_threads[MOST_THREADS];
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (unsigned rows = blockDim.y, half; rows > 1; rows = half) {
+        half = (rows + 1) / 2;
+        of_threads[thread] = value;
+        __syncthreads();
+        if (threadIdx.y < rows - half) value = op(value, of_threads[thread + half * blockDim.x]);
+        __syncthreads();
+    }
+    return value;
+}
+
+// Threads beyond the last column repeat it: they too come to the barriers.
+__device__ i64 column_of(i64 d) { return min(blockIdx.x * (i64)blockDim.x + threadIdx.x, d - 1); }
+
+// ---- mean and variance
+
+// Of numbers less a shift that all have in common, so that means far from zero lose nothing.
+template <typename A>
+struct Moments {
+    A count, mean, squares;  // of the deviations from the mean
+};
+
+struct Merge {  // Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing variances", 1979
+    template <typename A>
+    __device__ Moments<A> operator()(Moments<A> a, Moments<A> b) const {
+        if (b.count == 0) return a;
+        const A count = a.count + b.count, part = b.count / count, delta = b.mean - a.mean;
+        return {count, a.mean + delta * part, a.squares + b.squares + delta * delta * part * a.count};
+    }
+};
+
+template <typename T>
+__device__ void write_moments(Moments<Acc<T>> moments, Acc<T> shift, i64 column, T* mean, T* var) {
+    mean[column] = narrow<T>(shift + moments.mean);
+    var[column] = narrow<T>(moments.squares / moments.count);
+}
+
+// Of chunks of rows, gridDim.y of them, into `chunks` (2, gridDim.y, d); one chunk is all. It reads x once.
+template <typename T>
+__global__ void __launch_bounds__(MOST_THREADS) moments(const T* x, i64 n, i64 d, i64 rows, Acc<T>* chunks, T* mean,
+                                                        T* var) {
+    const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n), step = blockDim.y;
+    const Acc<T> shift = widen(x[column]);
+    Moments<Acc<T>> all = {0, 0, 0};
+    for (i64 row = first + threadIdx.y; row < end; row += GROUP * step) {
+        Acc<T> numbers[GROUP];
+        Moments<Acc<T>> group = {0, 0, 0};
+#pragma unroll
+        for (int k = 0; k < GROUP; ++k) {
+            if (row + k * step < end) {
+                numbers[k] = widen(x[(row + k * step) * d + column]) - shift;
+                group.mean += numbers[k];
+                group.count += 1;
+            }
+        }
+        group.mean /= group.count;
+#pragma unroll
+        for (int k = 0; k < GROUP; ++k) {
+            if (row + k * step < end) group.squares += (numbers[k] - group.mean) * (numbers[k] - group.mean);
+        }
+        all = Merge()(all, group);
+    }
+    all = column_reduce(all, Merge());
+    if (threadIdx.y > 0) return;
+    if (gridDim.y == 1) return write_moments(all, shift, column, mean, var);
+    chunks[blockIdx.y * d + column] = all.mean;
+    chunks[(gridDim.y + blockIdx.y) * d + column] = all.squares;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(MOST_THREADS) merge_moments(const T* x, i64 n, i64 d, i64 rows, const Acc<T>* chunks,
+                                                              i64 count, T* mean, T* var) {
+    const i64 column = column_of(d);
+    Moments<Acc<T>> all = {0, 0, 0};
+    for (i64 chunk = threadIdx.y; chunk < count; chunk += blockDim.y) {
+        const Acc<T> size = min(rows, n - chunk * rows);
+        all = Merge()(all, Moments<Acc<T>>{size, chunks[chunk * d + column], chunks[(count + chunk) * d + column]});
+    }
+    all = column_reduce(all, Merge());
+    if (threadIdx.y == 0) write_moments(all, widen(x[column]), column, mean, var);
+}
+
+// ---- the sums of dout and of dout (x - mean)
+
+template <typename A>
+struct Sums {
+    A dout, products;
+};
+
+struct Add {
+    template <typename A>
+    __device__ Sums<A> operator()(Sums<A> a, Sums<A> b) const { return {a.dout + b.dout, a.products + b.products}; }
+};
+
+template <typename T>
+__device__ void write_sums(Sums<Acc<T>> sums, i64 column, T* douts, T* products) {
+    douts[column] = narrow<T>(sums.dout);
+    products[column] = narrow<T>(sums.products);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const T* dout, const T* x, const T* mean, i64 n, i64 d,
+                                                              i64 rows, Acc<T>* chunks, T* douts, T* products) {
+    const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n);
+    const Acc<T> center = widen(mean[column]);
+    Sums<Acc<T>> all = {0, 0};
+#pragma unroll 8
+    for (i64 row = first + threadIdx.y; row < end; row += blockDim.y) {
+        const Acc<T> g = widen(dout[row * d + column]);
+        all = Add()(all, Sums<Acc<T>>{g, g * (widen(x[row * d + column]) - center)});
+    }
+    all = column_reduce(all, Add());
+    if (threadIdx.y > 0) return;
+    if (gridDim.y == 1) return write_sums(all, column, douts, products);
+    chunks[blockIdx.y * d + column] = all.dout;
+    chunks[(gridDim.y + blockIdx.y) * d + column] = all.products;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(MOST_THREADS) add_sums(i64 d, const Acc<T>* chunks, i64 count, T* douts,
+                                                         T* products) {
+    const i64 column = column_of(d);
+    Sums<Acc<T>> all = {0, 0};
+    for (i64 chunk = threadIdx.y; chunk < count; chunk += blockDim.y) {
+        all = Add()(all, Sums<Acc<T>>{chunks[chunk * d + column], chunks[(count + chunk) * d + column]});
+    }
+    all = column_reduce(all, Add());
+    if (threadIdx.y == 0) write_sums(all, column, douts, products);
+}
+
+// ---- each column
+
+template <typename T>
+__global__ void running_moments(i64 d, const T* running_mean, const T* running_var, const T* mean, const T* var,
+                                Acc<T> momentum, Acc<T> correction, T* new_mean, T* new_var) {
+    typedef Acc<T> A;
+    each(d, [=](A running_mean, A running_var, A mean, A var, A& new_mean, A& new_var) {
+        new_mean = momentum * running_mean + (1 - momentum) * mean;
+        new_var = momentum * running_var + (1 - momentum) * correction * var;
+    }, in(running_mean), in(running_var), in(mean), in(var), out(new_mean), out(new_var));
+}
+
+template <typename T>
+__global__ void scales(i64 d, const T* var, const T* gamma, Acc<T> eps, T* inv_std, T* scale) {
+    typedef Acc<T> A;
+    each(d, [=](A var, A gamma, A& inv_std, A& scale) {
+        inv_std = 1 / sqrt(var + eps);
+        scale = gamma * inv_std;
+    }, in(var), in(gamma), out(inv_std), out(scale));
+}
+
+template <typename T>
+__global__ void means(i64 d, const T* dbeta, const T* dgamma, const T* inv_std, Acc<T> part, T* shift, T* slope) {
+    typedef Acc<T> A;
+    each(d, [=](A dbeta, A dgamma, A inv_std, A& shift, A& slope) {
+        shift = dbeta * part;
+        slope = dgamma * part * inv_std;
+    }, in(dbeta), in(dgamma), in(inv_std), out(shift), out(slope));
+}
+
+// ---- each number
+
+// Of a column and those behind it, wherever the vector begins in memory.
+template <int K, typename T>
+__device__ Numbers<T, K> from(const T* vector) {
+    Numbers<T, K> numbers;
+    for (int k = 0; k < K; ++k) numbers.number[k] = widen(vector[k]);
+    return numbers;
+}
+
+template <typename T, bool packed>
+__global__ void normalize(i64 n, i64 d, const T* x, const T* mean, const T* scale, const T* beta, T* out) {
+    constexpr int K = packed ? 16 / sizeof(T) : 1;
+    const i64 column = K * (blockIdx.x * (i64)blockDim.x + threadIdx.x), step = (i64)gridDim.y * blockDim.y;
+    if (column >= d) return;
+    const Numbers<T, K> centers = from<K>(mean + column), scales = from<K>(scale + column);
+    const Numbers<T, K> betas = from<K>(beta + column);
+    for (i64 row = blockIdx.y * (i64)blockDim.y + threadIdx.y; row < n; row += step) {
+        Numbers<T, K> y = read<K>(x + row * d + column);
+        for (int k = 0; k < K; ++k) {
+            y.number[k] = (y.number[k] - centers.number[k]) * scales.number[k] + betas.number[k];
+        }
+        write(out + row * d + column, y);
+    }
+}
+
+template <typename T, bool packed>
+__global__ void input_gradient(i64 n, i64 d, const T* dout, const T* x, const T* mean, const T* scale, const T* shift,
+                               const T* slope, T* dx) {
+    constexpr int K = packed ? 16 / sizeof(T) : 1;
+    const i64 column = K * (blockIdx.x * (i64)blockDim.x + threadIdx.x), step = (i64)gridDim.y * blockDim.y;
+    if (column >= d) return;
+    const Numbers<T, K> centers = from<K>(mean + column), scales = from<K>(scale + column);
+    const Numbers<T, K> shifts = from<K>(shift + column), slopes = from<K>(slope + column);
+    for (i64 row = blockIdx.y * (i64)blockDim.y + threadIdx.y; row < n; row += step) {
+        Numbers<T, K> g = read<K>(dout + row * d + column), y = read<K>(x + row * d + column);
+        for (int k = 0; k < K; ++k) {
+            const Acc<T> centered = y.number[k] - centers.number[k];
+            g.number[k] = (g.number[k] - shifts.number[k] - centered * slopes.number[k]) * scales.number[k];
+        }
+        write(dx + row * d + column, g);
+    }
+}

@@ -1,0 +1,177 @@
+"""Matrix products by cuBLASLt, through nvmath-python's bindings; plans are kept.
+
+It is asked for what CuPy has not: a bias added by the product itself, stacks of half-precision matrices, results in
+float32 of factors in half, and calls while a CUDA graph is captured.
+
+cuBLASLt knows matrices by columns. One that lies in memory by rows is to it the transposed one, so it is asked for the
+transposed product, ``outᵀ = bᵀ aᵀ``. Its bias, a number for each row of outᵀ, is then one for each column of out.
+"""
+
+import functools
+import importlib
+import os
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+TF32 = os.environ.get("XPNN_TF32") == "1"  # whether float32 may be multiplied with 10 bits of fraction
+WORKSPACE = 32 * 2**20  # bytes that a plan may ask for: as NVIDIA advises for its newer devices
+ALIGNED = 256  # bytes: the most that an algorithm may rely on
+
+CUDA_TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}  # of cudaDataType, by dtype.char
+ZERO_AND_ONE = {char: np.array([0, 1], "float64" if char == "d" else "float32") for char in CUDA_TYPES}
+
+
+class Plan(NamedTuple):
+    """What a product needs besides its arrays."""
+
+    description: int
+    layouts: tuple[int, int, int]  # of the first factor, of the second, and of the result
+    algorithm: np.ndarray
+    workspace: int  # bytes
+
+
+_plans: dict[tuple, Plan | None] = {}
+_biases: dict[int, int] = {}  # where a description last had its own
+
+
+@functools.cache
+def library() -> Any:
+    """The bindings; None where they, or cuBLASLt, are not there."""
+    try:
+        lt = importlib.import_module("nvmath.bindings.cublasLt")
+        _handle(lt)
+    except Exception:  # of nvmath's own for libraries that are not found
+        return None
+    return lt
+
+
+@functools.cache
+def _handle(lt: Any) -> int:
+    return lt.create()
+
+
+def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool) -> bool:
+    """Do what `products.multiply` does, or return False: some products cuBLASLt has not."""
+    if library() is None or not by_rows(out):
+        return False
+    a, b = (x if by_rows(x) or by_rows(x.transpose(0, 2, 1)) else cupy.ascontiguousarray(x) for x in (a, b))
+    bias = None if bias is None else cupy.ascontiguousarray(bias)
+    pointers = b.data.ptr, a.data.ptr, out.data.ptr
+    aligned = tuple(min(pointer & -pointer, ALIGNED) for pointer in pointers)
+    key = (a.shape, b.shape, a.strides, b.strides, out.strides, a.dtype.char, out.dtype.char, bias is None, aligned)
+    if key not in _plans:
+        _plans[key] = _plan(a, b, out, bias, aligned)
+    plan = _plans[key]
+    if plan is None:
+        return False
+    if bias is not None and _biases[plan.description] != bias.data.ptr:
+        _describe_bias(plan.description, bias)
+    memory = cupy.empty(plan.workspace, dtype="uint8") if plan.workspace else None  # of the pool, so of this stream
+    zero, one = (x.ctypes.data for x in ZERO_AND_ONE[out.dtype.char].reshape(2, 1))
+    first, second, result = plan.layouts
+    library().matmul(
+        _handle(library()),
+        plan.description,
+        one,
+        pointers[0],
+        first,
+        pointers[1],
+        second,
+        one if add else zero,
+        pointers[2],
+        result,
+        pointers[2],
+        result,
+        plan.algorithm.ctypes.data,
+        0 if memory is None else memory.data.ptr,
+        plan.workspace,
+        cupy.cuda.get_current_stream().ptr,
+    )
+    return True
+
+
+def by_rows(x: Any) -> bool:
+    """Whether the rows of every matrix of the stack lie one behind the other, none with gaps."""
+    (count, rows, columns), (apart, of_row, of_column), size = x.shape, x.strides, x.itemsize
+    return (
+        (columns == 1 or of_column == size)
+        and (rows == 1 or (of_row >= columns * size and of_row % size == 0))
+        and (count == 1 or (apart >= 0 and apart % size == 0))
+    )
+
+
+def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...]) -> Plan | None:
+    lt, types = library(), importlib.import_module("nvmath.bindings.cublas").ComputeType
+    if a.dtype.char == "d":
+        compute, scale = types.COMPUTE_64F, CUDA_TYPES["d"]
+    else:
+        tf32 = TF32 and a.dtype.char == "f"
+        compute, scale = types.COMPUTE_32F_FAST_TF32 if tf32 else types.COMPUTE_32F, CUDA_TYPES["f"]
+    description = lt.matmul_desc_create(compute, scale)
+    _describe(description, TRANSA=not by_rows(b), TRANSB=not by_rows(a))
+    if bias is not None:
+        _describe(description, EPILOGUE=lt.Epilogue.BIAS, BIAS_BATCH_STRIDE=bias.shape[1] if len(bias) > 1 else 0)
+        _describe_bias(description, bias)
+    layouts = _layout(b), _layout(a), _layout(out)
+    preference = lt.matmul_preference_create()
+    alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned, aligned[2]), strict=True)}
+    # Parts of a sum are added up as they were computed, not as half types.
+    parts = lt.ReductionScheme.COMPUTE_TYPE
+    _prefer(preference, MAX_WORKSPACE_BYTES=WORKSPACE, REDUCTION_SCHEME_MASK=parts, **alignment)
+    answer, answers = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, "int32")
+    try:
+        lt.matmul_algo_get_heuristic(
+            _handle(lt),
+            description,
+            *layouts,
+            layouts[2],
+            preference,
+            1,
+            answer.ctypes.data,
+            answers.ctypes.data,
+        )
+    except lt.cuBLASLtError:
+        return None
+    finally:
+        lt.matmul_preference_destroy(preference)
+    if answers[0] == 0 or answer["state"][0] != 0:
+        return None
+    return Plan(description, layouts, np.ascontiguousarray(answer["algo"]), int(answer["workspace_size"][0]))
+
+
+def _layout(x: Any) -> int:
+    """Of the matrix as cuBLASLt sees it: its columns are the rows of x, or the columns where those lie in memory so."""
+    lt = library()
+    matrix = x if by_rows(x) else x.transpose(0, 2, 1)
+    count, columns, length = matrix.shape
+    apart = matrix.strides[1] // x.itemsize if columns > 1 else length
+    layout = lt.matrix_layout_create(CUDA_TYPES[x.dtype.char], length, columns, apart)
+    if count > 1:
+        to = lt.matrix_layout_set_attribute, lt.get_matrix_layout_attribute_dtype, lt.MatrixLayoutAttribute
+        _set(layout, *to, BATCH_COUNT=count, STRIDED_BATCH_OFFSET=x.strides[0] // x.itemsize)
+    return layout
+
+
+def _describe_bias(description: int, bias: Any) -> None:
+    _describe(description, BIAS_POINTER=bias.data.ptr)
+    _biases[description] = bias.data.ptr
+
+
+def _describe(description: int, **attributes: int) -> None:
+    lt = library()
+    to = lt.matmul_desc_set_attribute, lt.get_matmul_desc_attribute_dtype, lt.MatmulDescAttribute
+    _set(description, *to, **attributes)
+
+
+def _prefer(preference: int, **attributes: int) -> None:
+    lt = library()
+    to = lt.matmul_preference_set_attribute, lt.get_matmul_preference_attribute_dtype, lt.MatmulPreferenceAttribute
+    _set(preference, *to, **attributes)
+
+
+def _set(handle: int, setter: Any, dtype_of: Any, names: Any, **attributes: int) -> None:
+    for name, value in attributes.items():
+        memory = np.array([value], dtype_of(names[name]))
+        setter(handle, names[name], memory.ctypes.data, memory.nbytes)

@@ -1,0 +1,159 @@
+"""Convolution by cuDNN, through the graphs of its frontend; each problem's plan is made once and kept.
+
+Images and filters lie in memory with their channels last, while cuDNN's dimensions are always (N, C, H, W): strides say
+how it is. What cuDNN has no plan for is left to the caller: float64, and float32 where all plans round it to TF32 and
+that is not allowed.
+"""
+
+import functools
+import importlib
+import math
+from typing import Any, NamedTuple
+
+import cupy
+
+from xpnn.kernels.cupy.cublaslt import TF32
+from xpnn.windows import Pair, Window
+
+ALIGNED = 16  # bytes: the most that a plan relies on
+TYPES = {"f": "FLOAT", "e": "HALF", "E": "BFLOAT16"}
+FIRST, SECOND, BIAS, RESULT = range(1, 5)  # by which numbers a graph knows its arrays
+
+Shape = tuple[int, ...]
+
+
+class Plan(NamedTuple):
+    graph: Any
+    workspace: int  # bytes
+
+
+_plans: dict[tuple, Plan | None] = {}
+_streams: dict[int, int] = {}  # by handle
+
+
+@functools.cache
+def library() -> Any:
+    """The frontend; None where it, or cuDNN, is not there."""
+    try:
+        cudnn = importlib.import_module("cudnn")
+        _handle(cudnn)
+    except Exception:  # whatever a broken installation raises
+        return None
+    return cudnn
+
+
+@functools.cache
+def _handle(cudnn: Any) -> int:
+    return cudnn.create_handle()
+
+
+def correlate(x: Any, w: Any, b: Any, window: Window) -> Any:
+    """Return what `layers.convolution.correlate` does, or None."""
+    shape = len(x), len(w), *window.counts(x.shape[2:])
+    return _run("fprop", x, w, shape, window, b)
+
+
+def correlate_filter_grad(dout: Any, x: Any, window: Window, groups: int) -> Any:
+    """Return what `layers.convolution.correlate_filter_grad` does, or None."""
+    return _run("wgrad", x, dout, (dout.shape[1], x.shape[1] // groups, *window.size), window)
+
+
+def correlate_input_grad(dout: Any, w: Any, image: Pair, window: Window, groups: int) -> Any:
+    """Return what `layers.convolution.correlate_input_grad` does, or None."""
+    return _run("dgrad", dout, w, (len(dout), w.shape[1] * groups, *image), window)
+
+
+def _run(operation: str, first: Any, second: Any, shape: Shape, window: Window, bias: Any = None) -> Any:
+    dtype, arrays = first.dtype, [first, second, *([] if bias is None else [bias])]
+    if library() is None or dtype.char not in TYPES or 0 in first.shape or any(x.dtype != dtype for x in arrays):
+        return None
+    arrays = [*map(_channels_last, arrays[:2]), *map(cupy.ascontiguousarray, arrays[2:])]
+    aligned = tuple(min(x.data.ptr & -x.data.ptr, ALIGNED) for x in arrays)
+    key = (operation, first.shape, second.shape, shape, window, dtype.char, aligned)
+    if key not in _plans:
+        _plans[key] = _plan(*key)
+    plan = _plans[key]
+    if plan is None:
+        return None
+    n, c, height, width = shape
+    out = cupy.empty((n, height, width, c), dtype=dtype)
+    memory = cupy.empty(plan.workspace, dtype="uint8") if plan.workspace else None  # of the pool, so of this stream
+    cudnn, stream = library(), cupy.cuda.get_current_stream().ptr
+    handle = _handle(cudnn)
+    if _streams.get(handle) != stream:
+        cudnn.set_stream(handle=handle, stream=stream)
+        _streams[handle] = stream
+    pointers = {number: x.data.ptr for number, x in enumerate(arrays, FIRST)} | {RESULT: out.data.ptr}
+    plan.graph.execute(pointers, 0 if memory is None else memory.data.ptr, handle=handle)
+    return out.transpose(0, 3, 1, 2)
+
+
+def _plan(
+    operation: str, first: Shape, second: Shape, result: Shape, window: Window, char: str, aligned: Shape
+) -> Plan | None:
+    cudnn = library()
+    graph = _graph(cudnn, operation, first, second, result, window, char, aligned)
+    try:
+        graph.validate()
+        graph.build_operation_graph()
+        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        graph.deselect_numeric_notes(_unwanted(cudnn, exact=char == "f" and not TF32))
+        graph.check_support()
+        graph.build_plans()
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+        return None
+    return Plan(graph, graph.get_workspace_size())
+
+
+def _graph(
+    cudnn: Any,
+    operation: str,
+    first: Shape,
+    second: Shape,
+    result: Shape,
+    window: Window,
+    char: str,
+    aligned: Shape,
+) -> Any:
+    io, single = getattr(cudnn.data_type, TYPES[char]), cudnn.data_type.FLOAT
+    graph = cudnn.pygraph(
+        io_data_type=io, intermediate_data_type=single, compute_data_type=single, handle=_handle(cudnn)
+    )
+    a, b = (
+        graph.tensor(dim=list(shape), stride=_strides(shape), uid=number).set_alignment(size)
+        for shape, number, size in zip((first, second), (FIRST, SECOND), aligned, strict=False)
+    )
+    geometry = {"padding": list(window.pad), "stride": list(window.stride), "dilation": list(window.dilation)}
+    if operation == "fprop":
+        out = graph.conv_fprop(image=a, weight=b, **geometry)
+    elif operation == "wgrad":
+        out = graph.conv_wgrad(image=a, loss=b, **geometry)
+    else:
+        out = graph.conv_dgrad(loss=a, filter=b, **geometry)
+    if len(aligned) == BIAS:
+        of_channels = (1, result[1], 1, 1)
+        bias = graph.tensor(dim=list(of_channels), stride=_strides(of_channels), uid=BIAS).set_alignment(aligned[2])
+        out = graph.bias(input=out, bias=bias)
+    out.set_output(True).set_uid(RESULT).set_dim(list(result)).set_stride(_strides(result)).set_data_type(io)
+    return graph
+
+
+def _unwanted(cudnn: Any, exact: bool) -> list[Any]:
+    """Properties of plans that are not to be taken."""
+    note = cudnn.numerical_note
+    return [note.NONDETERMINISTIC, note.REDUCED_PRECISION_REDUCTION, note.DOWN_CONVERT_INPUTS] + (
+        [note.TENSOR_CORE] if exact else []
+    )
+
+
+def _strides(shape: Shape) -> list[int]:
+    _, c, _, width = shape
+    return [math.prod(shape[1:]), 1, width * c, c]
+
+
+def _channels_last(x: Any) -> Any:
+    return cupy.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def version() -> str:
+    return library().backend_version_string()

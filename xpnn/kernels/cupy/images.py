@@ -1,0 +1,32 @@
+"""Moving pixels on the device, in one launch."""
+
+from typing import Any
+
+import cupy
+
+from xpnn.kernels import kernel
+from xpnn.kernels.cupy.source import THREADS, Source
+
+BITS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "u64"}  # by the size of a number
+PIXELS = 4  # for a thread
+BLOCKS = 1024  # of an image, at most
+
+PICK = Source("images.cu", [f"pick<{bits}, {last}>" for bits in BITS.values() for last in ("true", "false")])
+
+
+@kernel("data.images.pick", "cupy")
+def pick(x: Any, indices: Any = None, rows: Any = None, columns: Any = None) -> Any:
+    """Keeps the order in memory: channels last or not."""
+    n = x.shape[0] if indices is None else indices.shape[0]
+    _, c, h, w = x.shape
+    h = h if rows is None else rows.shape[1]
+    w = w if columns is None else columns.shape[1]
+    last = c > 1 and x.strides[1] < x.strides[3]
+    out = cupy.empty((n, h, w, c), x.dtype).transpose(0, 3, 1, 2) if last else cupy.empty((n, c, h, w), x.dtype)
+    if out.size:
+        places = [None if index is None else cupy.ascontiguousarray(index) for index in (indices, rows, columns)]
+        strides = [stride // x.itemsize for stride in x.strides]
+        blocks = min(-(-c * h * w // (PIXELS * THREADS)), BLOCKS)
+        name = f"pick<{BITS[x.itemsize]}, {'true' if last else 'false'}>"
+        PICK.launch(name, (n, blocks), (THREADS,), (x, out, *places, c, h, w, *strides))
+    return out

@@ -1,0 +1,40 @@
+"""Losses on the device."""
+
+from typing import Any
+
+import cupy
+
+from xpnn.kernels import kernel
+from xpnn.kernels.cupy.blocks import accumulation, of_teams
+from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, THREADS, Source, of_each_type
+
+FEW = 128  # rows that one block takes
+MOST_THREADS = 512  # as in losses.cu
+
+LOSSES = Source(
+    "losses.cu",
+    of_each_type(
+        *("cross_entropy<T, T, true>", "cross_entropy<T, Acc, true>"),
+        *("cross_entropy<T, T, false>", "cross_entropy<T, Acc, false>", "add_losses<T>"),
+    ),
+)
+
+
+@kernel("losses.cross_entropy", "cupy")
+def cross_entropy(x: Any, y: Any, smoothing: float, n: int) -> tuple[Any, Any]:
+    """One launch; where rows are many, one more for the sum of the blocks' losses."""
+    rows, c = x.shape
+    x, y, scalar = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y), accumulation(x)
+    loss, dx = cupy.empty((), dtype=x.dtype), cupy.empty_like(x)
+    of, acc = C_TYPES[x.dtype.char], ACCUMULATION[x.dtype.char]
+    warps, grid, block = of_teams(rows, c)
+    if rows <= FEW and warps == "true":
+        grid, block = (1,), (MOST_THREADS,)
+    args = (dx, rows, c, scalar(smoothing), scalar(1 / n))
+    if grid == (1,):
+        LOSSES.launch(f"cross_entropy<{of}, {of}, {warps}>", grid, block, (x, y, loss, *args))
+    else:
+        losses = cupy.empty(grid, dtype=scalar)
+        LOSSES.launch(f"cross_entropy<{of}, {acc}, {warps}>", grid, block, (x, y, losses, *args))
+        LOSSES.launch(f"add_losses<{of}>", (1,), (THREADS,), (losses, loss, grid[0]))
+    return loss, dx

@@ -1,0 +1,84 @@
+"""Matrix products on the device: by cuBLASLt where it is there, or else by `cupy.matmul`."""
+
+import os
+from typing import Any
+
+import cupy
+
+from xpnn.kernels import kernel
+from xpnn.kernels.cupy import cublaslt
+
+if cublaslt.TF32:
+    os.environ.setdefault("CUPY_TF32", "1")  # which cupy.matmul asks for
+
+
+@kernel("products.matmul", "cupy")
+def matmul(a: Any, b: Any, out: Any = None) -> Any:
+    return _product(a, b, None, out)
+
+
+@kernel("products.matmul_bias", "cupy")
+def matmul_bias(a: Any, b: Any, bias: Any) -> Any:
+    return _product(a, b, bias, None)
+
+
+def _product(a: Any, b: Any, bias: Any, out: Any) -> Any:
+    """Of two matrices, or of two stacks of them; everything else is CuPy's."""
+    like = {x.dtype for x in (a, b, bias, out) if x is not None}
+    if len(like) > 1 or a.dtype.char not in cublaslt.CUDA_TYPES or a.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
+        result = cupy.matmul(a, b, out=out)
+        if bias is not None:
+            result += bias
+        return result
+    if out is None:
+        out = cupy.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype)
+    if a.ndim == 3:
+        multiply(a, b, out, None if bias is None else cupy.broadcast_to(bias, (len(a), *bias.shape)))
+    elif a.ndim == 2:
+        multiply(a[None], b[None], out[None], None if bias is None else bias[None])
+    else:
+        for left, right, result in zip(a, b, out, strict=True):
+            _product(left, right, bias, result)
+    return out
+
+
+def multiply(a: Any, b: Any, out: Any, bias: Any = None, add: bool = False) -> None:
+    """Write the products of a stack of matrices (S, M, K) and another (S, K, N) into `out`, or add them to it.
+
+    bias (S, N) is added to their rows; a and b are of one dtype, and so are out and bias: the same, or float32 where
+    it is a half type.
+    """
+    if 0 in out.shape:
+        return
+    if 0 in a.shape:
+        if not add:
+            out[...] = 0
+        if bias is not None:
+            out += bias[:, None]
+    elif not cublaslt.multiply(a, b, out, bias, add):
+        _multiply(a, b, out, bias, add)
+
+
+def _multiply(a: Any, b: Any, out: Any, bias: Any, add: bool) -> None:
+    if len(a) > 1 and a.dtype.itemsize > 2:
+        _multiply_into(a, b, out, add)
+    else:  # CuPy computes stacks of float16 in float32, and fails for those of bfloat16
+        for left, right, result in zip(a, b, out, strict=True):
+            _multiply_into(left, right, result, add)
+    if bias is not None:
+        out += bias[:, None]
+
+
+def _multiply_into(a: Any, b: Any, out: Any, add: bool) -> None:
+    if add:
+        out += cupy.matmul(a, b)
+    else:
+        cupy.matmul(a, b, out=out)
+
+
+def describe() -> str:
+    """By what products are computed, for people to read."""
+    lt, precision = cublaslt.library(), "TF32" if cublaslt.TF32 else "exact float32"
+    if lt is None:
+        return f"cupy.matmul, {precision}; faster by cuBLASLt: pip install nvmath-python"
+    return f"cuBLASLt {lt.get_version() // 10000}.{lt.get_version() // 100 % 100}, {precision}"

@@ -1,0 +1,11 @@
+// Random bits.
+
+#include "philox.cuh"
+
+__global__ void philox(u64 seed, u64 stream, u64 counter, u64 n, u64* out) {
+    const u64 block = blockIdx.x * (u64)blockDim.x + threadIdx.x;
+    if (4 * block >= n) return;
+    u64 bits[4];
+    philox_draw(seed, stream, counter, block, bits);
+    for (int i = 0; i < 4 && 4 * block + i < n; ++i) out[4 * block + i] = bits[i];
+}

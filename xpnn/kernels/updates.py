@@ -1,0 +1,78 @@
+"""What the kernels of update rules share: each rule's state, and the numbers that a step depends on.
+
+A step is a pass over w, dw and the state with a few numbers, of which those that change from step to step are all:
+rates, and corrections by how many steps there were. The host computes them in double precision.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from xpnn.kernels import kernel
+
+Array = Any
+Config = dict[str, Any]
+
+
+class Update(NamedTuple):
+    """A rule as kernels see it."""
+
+    loop: str  # what passes over the arrays: two rules may differ in their numbers alone
+    state: tuple[str, ...]
+    numbers: Callable[[Config], tuple[float, ...]]
+
+
+def register(library: str, run: Callable[..., None]) -> None:
+    """Register a kernel for every rule: ``run(loop, w, dw, state, numbers, where, factor)`` takes the step."""
+    for rule, update in UPDATES.items():
+        kernel(f"optim.in_place.{rule}", library)(_kernel(update, run))
+
+
+def _kernel(update: Update, run: Callable[..., None]) -> Callable[..., tuple[Array, ...]]:
+    def step(
+        w: Array, dw: Array, config: Config, where: Array | None = None, factor: Array | None = None
+    ) -> tuple[Array, ...]:
+        if "t" in config:
+            config["t"] += 1  # whatever the condition says
+        state = [config[key] for key in update.state]
+        run(update.loop, w, dw, state, update.numbers(config), where, factor)
+        return w, *state
+
+    return step
+
+
+def _adam(config: Config, kept: float = 1.0) -> tuple[float, ...]:
+    """Adam on w, of which so much is kept."""
+    b1, b2, t = config["beta1"], config["beta2"], config["t"]
+    # The second moment's correction stands outside the root: sqrt(a c) + eps = sqrt(c) (sqrt(a) + eps / sqrt(c)).
+    root = (1 / (1 - b2**t)) ** 0.5
+    return kept, config["learning_rate"] / (1 - b1**t) / root, b1, 1 - b1, b2, 1 - b2, config["epsilon"] / root
+
+
+def _lion(config: Config) -> tuple[float, ...]:
+    b1, b2 = config["beta1"], config["beta2"]
+    return _kept(config), config["learning_rate"], b1, 1 - b1, b2, 1 - b2
+
+
+def _rmsprop(config: Config) -> tuple[float, ...]:
+    decay = config["decay_rate"]
+    return config["learning_rate"], decay, 1 - decay, config["epsilon"]
+
+
+def _kept(config: Config) -> float:
+    return 1 - config["learning_rate"] * config["weight_decay"]
+
+
+def _these(*names: str) -> Callable[[Config], tuple[float, ...]]:
+    return lambda config: tuple(config[name] for name in names)
+
+
+UPDATES = {
+    "sgd": Update("sgd", (), _these("learning_rate")),
+    "sgd_momentum": Update("sgd_momentum", ("velocity",), _these("learning_rate", "momentum")),
+    "sgd_nesterov_momentum": Update("sgd_nesterov_momentum", ("velocity",), _these("learning_rate", "momentum")),
+    "nesterov": Update("nesterov", ("velocity",), _these("learning_rate", "momentum", "weight_decay")),
+    "rmsprop": Update("rmsprop", ("a",), _rmsprop),
+    "adam": Update("adam", ("v", "a"), _adam),
+    "adamw": Update("adam", ("v", "a"), lambda config: _adam(config, _kept(config))),
+    "lion": Update("lion", ("v",), _lion),
+}
