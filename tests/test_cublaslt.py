@@ -18,7 +18,7 @@ def cupy():
     if stand_in.COMPILER is None:
         pytest.skip("no g++ was found")
     with stand_in.installed() as module:
-        cublaslt_on_cpu.install(module)
+        cublaslt_on_cpu.install()
         yield module
 
 

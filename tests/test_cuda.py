@@ -190,9 +190,12 @@ def test_a_source_compiles_no_kernel_that_it_does_not_name(source):
 
 
 def test_a_kernel_is_looked_up_once(cupy, source, monkeypatch):
-    ours()["random.philox"](0, 0, 0, 1)
-    monkeypatch.setattr(cupy, "RawModule", None)
-    ours()["random.philox"](0, 0, 0, 1)
+    modules = []
+    monkeypatch.setattr(cupy, "RawModule", lambda real=cupy.RawModule, **options: modules.append(1) or real(**options))
+    monkeypatch.setattr(source.SOURCES["random.cu"], "_compiled", {})
+    for _ in range(2):
+        ours()["random.philox"](0, 0, 0, 1)
+    assert len(modules) == 1
 
 
 def test_every_cuda_source_has_a_call_site(source):

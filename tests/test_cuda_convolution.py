@@ -151,7 +151,7 @@ def test_half_types_lose_no_more_than_their_roundings(cupy, convolution, monkeyp
     if half == "bfloat16":
         pytest.importorskip("ml_dtypes")
     monkeypatch.setattr(convolution, "COLUMNS", columns)
-    cublaslt_on_cpu.install(cupy)  # NumPy would add up products of halves in halves
+    cublaslt_on_cpu.install()  # NumPy would add up products of halves in halves
     rounding = 2.0**-11 if half == "float16" else 2.0**-8
     for args in CALLS[function]:
         if any(x.dtype != np.float32 for x in args if isinstance(x, np.ndarray)) or 0 in args[0].shape:
@@ -171,7 +171,7 @@ def test_what_is_in_use_is_told(cupy, convolution):
     assert convolution.describe().startswith("im2col and products; faster by cuDNN: pip install ")
     products.cublaslt.library.cache_clear()
     convolution.cudnn.library.cache_clear()
-    cublaslt_on_cpu.install(cupy)
-    cudnn_on_cpu.install(cupy)
+    cublaslt_on_cpu.install()
+    cudnn_on_cpu.install()
     assert products.describe() == "cuBLASLt 13.5, exact float32"
     assert convolution.describe().startswith("cuDNN 9.19.0, exact float32")

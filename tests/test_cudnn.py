@@ -29,7 +29,7 @@ def cupy(monkeypatch):
     if stand_in.COMPILER is None:
         pytest.skip("no g++ was found")
     with stand_in.installed() as module:
-        cudnn_on_cpu.install(module)
+        cudnn_on_cpu.install()
         monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", True)
         yield module
 

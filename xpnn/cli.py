@@ -355,8 +355,7 @@ def check(backend: BackendOption = None, device: DeviceOption = None) -> None:
         if backend
         else [b for b in map(backends.get, backends.BACKENDS) if b.is_available()]
     )
-    if backend:
-        _check_device(chosen[0], device)
+    _check_device(max(chosen, key=lambda b: b.asynchronous), device)
     results = {}
     with console.status("checking ..."):
         for b in chosen:

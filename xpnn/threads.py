@@ -87,7 +87,7 @@ def steady() -> Iterator[bool]:
     finally:
         state.depth -= 1
         if state.depth == 0:
-            state.is_busy = False
+            state.is_busy = False  # where Ctrl-C came before `share` could say so
             while state.held:
                 library, count = state.held.pop()
                 library.set_num_threads(count)

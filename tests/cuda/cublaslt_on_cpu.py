@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from stand_in import STREAM
 
-STREAM = 7777  # the current stream of the stand-in for CuPy
 WORKSPACE = 512  # bytes that every algorithm wants
 
 
@@ -263,9 +263,8 @@ def _memory(pointer: int, dtype: np.dtype, count: int) -> np.ndarray:
     return np.frombuffer((ctypes.c_char * size).from_address(pointer), dtype, count)
 
 
-def install(cupy: types.ModuleType) -> None:
+def install() -> None:
     """Put it where nvmath is imported from, for as long as the stand-in for CuPy is installed."""
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=STREAM))
     cublas = types.ModuleType("nvmath.bindings.cublas")
     cublas.ComputeType = ComputeType
     sys.modules.update({"nvmath.bindings.cublasLt": sys.modules[__name__], cublas.__name__: cublas})

@@ -53,6 +53,8 @@ class Launch(NamedTuple):
     shared_mem: int
 
 
+STREAM = 7777  # the current one
+
 launches: list[Launch] = []  # since `installed`, or what the test has cleared
 waits: list[str] = []  # the same: what on a device would wait for it, as `float(x)` does
 backwards = (
@@ -365,6 +367,7 @@ def _modules() -> dict[str, types.ModuleType]:
         return call
 
     cupy.__getattr__ = of_numpy
+    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=STREAM))
     modules["cupyx.scipy.special"].erf = _error_function
     for parent, child in itertools.pairwise(names[1:]):
         setattr(modules[parent], child.rpartition(".")[2], modules[child])
@@ -385,9 +388,8 @@ def installed() -> Iterator[types.ModuleType]:
         for name in modules:
             del sys.modules[name]
         sys.modules.update(_modules())
-        sys.modules.update(
-            dict.fromkeys(("cudnn", "nvmath.bindings.cublasLt"))
-        )  # not there: they would ask for a device
+        # Not there: they would ask for a device.
+        sys.modules.update(dict.fromkeys(("cudnn", "nvmath.bindings.cublasLt")))
         cupy = sys.modules["cupy"]
         vars(backend).update(
             _diagnosis=("", ""), namespace=cupy, device="cpu", synchronize=lambda: waits.append("synchronize")

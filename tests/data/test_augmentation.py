@@ -103,7 +103,7 @@ def test_a_crop_is_a_window_of_the_padded_image(kind, mode, padding):
 
 def test_crops_reach_every_shift():
     x = np.tile(images()[:1], (400, 1, 1, 1))
-    out = RandomCrop(2)(x, batch_of(np.array))
+    out = RandomCrop(2)(x, batch_of(np.array, indices=np.arange(400)))
     assert len({image.tobytes() for image in out}) == 25
 
 
@@ -363,3 +363,13 @@ def test_nothing_is_read_from_the_device(transform, monkeypatch):
     for name in ("__float__", "__int__", "__bool__", "__index__", "to_device"):
         monkeypatch.setattr(type(x), name, lambda *args: pytest.fail("a value was read from the device"))
     transform(x, batch)
+
+
+def test_a_call_of_a_subclass_is_its_own(kind):
+    class Twice(RandomFlip):
+        def __call__(self, x, batch):
+            return super().__call__(x, batch) + super().__call__(x, batch)
+
+    x = kind(np.ones((3, 1, 2, 2)), "float32")
+    batch = Batch(y=None, indices=kind(np.arange(3)), rng=Generator(0), num_examples=3)
+    kind.assert_close(Compose([Twice()])(x, batch, batch.indices), np.full((3, 1, 2, 2), 2.0))

@@ -634,3 +634,14 @@ def test_a_copy_of_an_optimizer_goes_on_alike(duplicate):
     assert twin.params is not params
     np.testing.assert_array_equal(twin.params.flat, params.flat)
     assert twin.settings() == optimizer.settings()
+
+
+def test_a_forbidden_step_counts_on_every_kind(kind):
+    params = Parameters({"w": (3,)}, kind.backend)
+    optimizer = Optimizer(params, "adam")
+    grads = params.like()
+    grads["w"] = kind(np.ones(3), "float32")
+    optimizer.step(grads, where=kind(np.array(False)))
+    kind.assert_close(params["w"], np.zeros(3))
+    kind.assert_close(optimizer.groups["flat"]["v"], np.zeros(3))
+    assert optimizer.groups["flat"]["t"] == 1

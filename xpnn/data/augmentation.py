@@ -59,6 +59,11 @@ class Batch:
     num_classes: int | None = None
     dtype: str = "float32"
 
+    @property
+    def size(self) -> int:
+        """How many images it has."""
+        return self.indices.shape[0]
+
 
 class Transform:
     """A change of a batch; `repr` says all that decides it."""
@@ -83,7 +88,7 @@ class Transform:
             raise NotImplementedError
         return picked(x, None, *places)
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
+    def places(self, x: Array, batch: Batch) -> Places | None:
         """Return where the pixels of a batch come from, for a transform that only moves them.
 
         A `Compose` asks for it: then several of them, and the gathering of the batch, are one pass over the images.
@@ -93,9 +98,7 @@ class Transform:
         x : array (M, C, H, W)
             Those of the batch, or of the whole data set.
         batch : Batch
-            Its `rng` moves on.
-        n : int, optional
-            How many images the batch has, N: M by default.
+            Of N images. Its `rng` moves on.
 
         Returns
         -------
@@ -166,18 +169,18 @@ class RandomCrop(Transform):
         rows, columns = self._shifted(x, batch)
         return picked(pad(x, self.padding, "zero"), None, rows + self.padding, columns + self.padding)
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
+    def places(self, x: Array, batch: Batch) -> Places | None:
         if self.mode == "zero":
             return None
-        rows, columns = self._shifted(x, batch, n)
+        rows, columns = self._shifted(x, batch)
         return reflect(rows, x.shape[2]), reflect(columns, x.shape[3])
 
-    def _shifted(self, x: Array, batch: Batch, n: int | None = None) -> tuple[Array, Array]:
+    def _shifted(self, x: Array, batch: Batch) -> tuple[Array, Array]:
         """Rows and columns as if the images had no edges."""
         xp = check_images("RandomCrop", x)
-        m, _, height, width = x.shape
+        _, _, height, width = x.shape
         check_padding("RandomCrop", self.mode, self.padding, height, width)
-        shifts = batch.rng.integers(-self.padding, self.padding + 1, (2, m if n is None else n, 1), backends.of(x))
+        shifts = batch.rng.integers(-self.padding, self.padding + 1, (2, batch.size, 1), backends.of(x))
         rows = shifts[0, ...] + xp.arange(height, dtype=xp.int64, device=x.device)
         return rows, shifts[1, ...] + xp.arange(width, dtype=xp.int64, device=x.device)
 
@@ -186,9 +189,9 @@ class RandomCrop(Transform):
 class RandomFlip(Transform):
     """Exchange left and right in every second image, at random."""
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
+    def places(self, x: Array, batch: Batch) -> Places:
         check_images("RandomFlip", x)
-        return None, _mirrored(x, batch.rng.integers(0, 2, x.shape[0] if n is None else n, backends.of(x)))
+        return None, _mirrored(x, batch.rng.integers(0, 2, batch.size, backends.of(x)))
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ class AlternatingFlip(Transform):
 
     _drawn: dict[tuple[Any, ...], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
+    def places(self, x: Array, batch: Batch) -> Places:
         xp = check_images("AlternatingFlip", x)
         if batch.num_examples < 1:
             raise SettingError("AlternatingFlip: expected a batch that knows the size of its data set; received 0")
@@ -351,12 +354,12 @@ class Compose(Transform):
 
     def __call__(self, x: Array, batch: Batch, indices: Array | None = None) -> Array:
         """Return the changed images: with `indices`, int64 (N,), of those images of x alone."""
-        n, rows, columns = None if indices is None else indices.shape[0], None, None
+        rows = columns = None
         for transform in self.transforms:
-            places = transform.places(x, batch, n) if isinstance(transform, Transform) else None
+            places = _places(transform, x, batch)
             if places is None:
                 x = transform(picked(x, indices, rows, columns), batch)
-                n = indices = rows = columns = None
+                indices = rows = columns = None
             else:
                 rows, columns = map(_then, (rows, columns), places)
         return picked(x, indices, rows, columns)
@@ -388,6 +391,14 @@ def beta(alpha: float, rng: Generator) -> float:
     q, cos = u ** (1.0 / alpha), math.cos(2.0 * math.pi * v)
     part = (1.0 - q) * cos * cos
     return 0.5 + 0.5 * math.copysign(math.sqrt(part / (q + part)), cos)
+
+
+def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch) -> Places | None:
+    """What `places` says, where it may be asked in place of a call: not where a subclass has a call of its own."""
+    if not isinstance(transform, Transform):
+        return None
+    newest = next(c for c in type(transform).__mro__ if {"places", "__call__"} & vars(c).keys())
+    return transform.places(x, batch) if "places" in vars(newest) else None
 
 
 def _mirrored(x: Array, coins: Array) -> Array:

@@ -8,6 +8,7 @@ from xpnn.backend import Array, Shape, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.affine import linear_backward, linear_forward, linear_param_grads
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
+from xpnn.products import product
 
 
 def attention_forward(q: Array, k: Array, v: Array, causal: bool = False) -> tuple[Array, Cache]:
@@ -50,14 +51,14 @@ def attention_forward(q: Array, k: Array, v: Array, causal: bool = False) -> tup
     if causal and t != s:
         raise ValueError(f"attention: expected as many keys as queries where it is causal; received {s} and {t}")
     scaled = q * (1.0 / math.sqrt(q.shape[-1]))
-    scores = xp.matmul(scaled, xp.matrix_transpose(k))
+    scores = product(scaled, xp.matrix_transpose(k))
     if causal:
         position = xp.arange(t, device=q.device)
         scores = xp.where(position[None, :] <= position[:, None], scores, -math.inf)
     scores -= xp.max(scores, axis=-1, keepdims=True)  # so that exp does not overflow
     weights = xp.exp(scores)
     weights /= xp.sum(weights, axis=-1, keepdims=True)
-    return xp.matmul(weights, v), (scaled, k, v, weights)
+    return product(weights, v), (scaled, k, v, weights)
 
 
 def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -81,13 +82,13 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """
     scaled, k, v, weights = cache
     xp = check_dout("attention_backward", dout, v, (*weights.shape[:-1], v.shape[-1]))
-    dv = xp.matmul(xp.matrix_transpose(weights), dout)
-    dscores = xp.matmul(dout, xp.matrix_transpose(v))
+    dv = product(xp.matrix_transpose(weights), dout)
+    dscores = product(dout, xp.matrix_transpose(v))
     dscores -= xp.sum(dscores * weights, axis=-1, keepdims=True)
     dscores *= weights  # 0 where a mask was, too
-    dq = xp.matmul(dscores, k)
+    dq = product(dscores, k)
     dq *= 1.0 / math.sqrt(k.shape[-1])
-    return dq, xp.matmul(xp.matrix_transpose(dscores), scaled), dv
+    return dq, product(xp.matrix_transpose(dscores), scaled), dv
 
 
 def multihead_attention_forward(

@@ -10,6 +10,7 @@ from xpnn.layers import initializers
 from xpnn.layers.affine import linear_forward, linear_input_grad, linear_param_grads
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import sum_rows
+from xpnn.products import product
 
 ONE_HOT_NUMBERS = 2**22  # how many numbers of a one-hot matrix `embedding_backward` makes at a time
 
@@ -79,7 +80,7 @@ def embedding_backward(dout: Array, cache: Cache) -> Array:
     for start in range(0, flat.shape[0], piece):
         stop = min(start + piece, flat.shape[0])
         one_hot = xp.astype(vocabulary == flat[None, start:stop], w.dtype)
-        dw += xp.matmul(one_hot, rows[start:stop, :])
+        dw += product(one_hot, rows[start:stop, :])
     return dw
 
 

@@ -11,7 +11,7 @@ SomeLayer = TypeVar("SomeLayer", bound=type[Layer])
 
 
 def widened(x: Array) -> Array:
-    """Return x, or for half precision a copy in single."""
+    """Return x, or for half precision a copy in single, in which squares neither overflow nor vanish."""
     xp = namespace(x)
     return xp.astype(x, xp.float32) if dtype_name(x.dtype) in HALVES else x
 

@@ -2,20 +2,14 @@
 
 from collections.abc import Iterable
 
-from xpnn.backend import Array, dtype_name, library_of, namespace
+from xpnn.backend import Array, library_of, namespace
 from xpnn.kernels import fast_path
-
-
-def widened(x: Array) -> Array:
-    """Return x, or for half precision a copy in single, in which squares neither overflow nor vanish."""
-    xp = namespace(x)
-    return xp.astype(x, xp.float32) if dtype_name(x.dtype) in ("float16", "bfloat16") else x
+from xpnn.layers.precision import narrowed, widened
 
 
 def scaled(x: Array, factor: Array) -> Array:
     """Return x times an array (), in x's dtype though the factor may have a wider one."""
-    out = widened(x) * factor
-    return out if out.dtype == x.dtype else namespace(out).astype(out, x.dtype)
+    return narrowed(widened(x) * factor, x.dtype)
 
 
 def norm(x: Array) -> Array:

@@ -157,11 +157,7 @@ class Optimizer:
         """
         if not self.groups:
             return
-        backend = self._follow()
-        if where is not None and not backend.asynchronous:
-            if not bool(where):
-                return
-            where = None
+        self._follow()
         if any(part.segments for part in self._parts.values()) and not isinstance(grads, Parameters):
             assert isinstance(self.params, Parameters)
             buffer = self.params.like()  # for gradients that a model made one by one

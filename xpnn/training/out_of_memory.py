@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from xpnn.backend import Backend
@@ -22,7 +23,7 @@ def largest_that_fits(work: Callable[[int], Any], n: int, backend: Backend) -> i
     fits = n // 2
     while fits:
         backend.free_memory()
-        if not shortage_in(lambda: work(fits)):  # noqa: B023 (called at once)
+        if not shortage_in(partial(work, fits)):
             return fits
         fits //= 2
     return 0

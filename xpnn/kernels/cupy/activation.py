@@ -5,7 +5,7 @@ from typing import Any
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.source import C_TYPES, Source, in_one_order, of_each_type
+from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, in_one_order, of_each_type
 
 ACTIVATION = Source(
     "activation.cu",
@@ -35,6 +35,6 @@ def where_positive(dout: Any, out: Any) -> Any:
 def gelu_and_slope(x: Any, approximate: str) -> tuple[Any, Any]:
     (x,) = in_one_order(x)
     out, slope = cupy.empty_like(x), cupy.empty_like(x)
-    by_tanh = "true" if approximate == "tanh" else "false"
+    by_tanh = FLAGS[approximate == "tanh"]
     ACTIVATION.each(f"gelu_and_slope<{C_TYPES[x.dtype.char]}, {by_tanh}>", x.size, x, out, slope)
     return out, slope

@@ -6,8 +6,8 @@ from typing import Any
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.blocks import accumulation, of_one_type, over_rows, packed
-from xpnn.kernels.cupy.source import C_TYPES, Source, of_each_type
+from xpnn.kernels.cupy.blocks import of_one_type, over_rows, packed
+from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, of_each_type
 
 MOST_THREADS = 512  # as in batchnorm.cu
 ROWS = 32  # of a thread, before there is a second chunk
@@ -101,7 +101,7 @@ def _each_number(name: str, rows: list[Any], vectors: list[Any]) -> Any:
     if x.size:
         pack = packed(d, *arrays[: len(rows)])
         grid, block = over_rows(n, d * x.dtype.itemsize // 16 if pack else d)
-        kernel_name = f"{name}<{C_TYPES[x.dtype.char]}, {str(pack).lower()}>"
+        kernel_name = f"{name}<{C_TYPES[x.dtype.char]}, {FLAGS[pack]}>"
         BATCHNORM.launch(kernel_name, grid, block, (n, d, *arrays, out))
     return out
 

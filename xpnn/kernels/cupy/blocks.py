@@ -4,13 +4,11 @@ import math
 from typing import Any
 
 import cupy
-import numpy as np
 
 from xpnn.kernels.cupy import source
-from xpnn.kernels.cupy.source import THREADS
+from xpnn.kernels.cupy.source import THREADS, WARP
 
 COLUMNS = 64  # of a block, at most
-WARP = 32
 
 Grid = tuple[int, ...]
 
@@ -23,21 +21,16 @@ def over_rows(n: int, width: int, threads: int = THREADS) -> tuple[Grid, Grid]:
     return (tiles, min(math.ceil(n / rows), max(source.BLOCKS // tiles, 1))), (columns, rows)
 
 
-def of_teams(n: int, width: int) -> tuple[str, Grid, Grid]:
-    """Return whether each row is a warp's ("true"), or a block's, with grid and block: see teams.cuh."""
+def of_teams(n: int, width: int) -> tuple[bool, Grid, Grid]:
+    """Return whether each row is a warp's, or else a block's, with grid and block: see teams.cuh."""
     warps = width <= 32 * WARP
     blocks = math.ceil(n / (THREADS // WARP)) if warps else n
-    return str(warps).lower(), (min(blocks, source.BLOCKS),), (THREADS,)
+    return warps, (min(blocks, source.BLOCKS),), (THREADS,)
 
 
 def packed(width: int, *arrays: Any) -> bool:
     """Whether rows of that width can be moved 16 bytes at a time."""
     return width * arrays[0].dtype.itemsize % 16 == 0 and all(x.data.ptr % 16 == 0 for x in arrays)
-
-
-def accumulation(x: Any) -> type[np.floating]:
-    """The type that numbers of the array are computed in."""
-    return np.float64 if x.dtype.char == "d" else np.float32
 
 
 def of_one_type(*arrays: Any) -> list[Any]:

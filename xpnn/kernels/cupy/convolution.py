@@ -16,12 +16,11 @@ from xpnn.kernels.cupy.products import multiply
 from xpnn.windows import Pair, Window
 
 COLUMNS = 256 * 2**20  # bytes
-WARP = 32  # threads side by side
 ONE_PIXEL = Window((1, 1))
 
 CONVOLUTION = source.Source(
     "convolution.cu",
-    source.of_each_type(*(f"{name}<T, {packed}>" for name in ("im2col", "col2im") for packed in ("false", "true"))),
+    source.of_each_type(*(f"{name}<T, {packed}>" for name in ("im2col", "col2im") for packed in source.FLAGS.values())),
 )
 
 
@@ -128,11 +127,11 @@ def _chunks(n: int, numbers: int, dtype: Any) -> Iterator[tuple[slice, Any]]:
 def _launch(kernel: str, packed: bool, dtype: Any, rows: int, length: int, groups: int, args: tuple) -> None:
     """A row of threads for each of the rows, of so many numbers."""
     threads = 1
-    while threads < WARP and threads * (16 // dtype.itemsize if packed else 1) < length:
+    while threads < source.WARP and threads * (16 // dtype.itemsize if packed else 1) < length:
         threads *= 2
     block = threads, source.THREADS // threads
     grid = min(math.ceil(rows / block[1]), source.BLOCKS), groups
-    name = f"{kernel}<{source.C_TYPES[dtype.char]}, {'true' if packed else 'false'}>"
+    name = f"{kernel}<{source.C_TYPES[dtype.char]}, {source.FLAGS[packed]}>"
     CONVOLUTION.launch(name, grid, block, args)
 
 

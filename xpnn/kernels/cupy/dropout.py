@@ -8,8 +8,7 @@ import numpy as np
 
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import source
-from xpnn.kernels.cupy.blocks import accumulation
-from xpnn.kernels.cupy.source import C_TYPES, THREADS, Source, of_each_type
+from xpnn.kernels.cupy.source import C_TYPES, THREADS, Source, accumulation, of_each_type
 
 DROPOUT = Source("dropout.cu", of_each_type("dropout_mask<T>"))
 

@@ -5,13 +5,13 @@ from typing import Any
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.source import THREADS, Source
+from xpnn.kernels.cupy.source import FLAGS, THREADS, Source
 
 BITS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "u64"}  # by the size of a number
 PIXELS = 4  # for a thread
 BLOCKS = 1024  # of an image, at most
 
-PICK = Source("images.cu", [f"pick<{bits}, {last}>" for bits in BITS.values() for last in ("true", "false")])
+PICK = Source("images.cu", [f"pick<{bits}, {last}>" for bits in BITS.values() for last in FLAGS.values()])
 
 
 @kernel("data.images.pick", "cupy")
@@ -27,6 +27,6 @@ def pick(x: Any, indices: Any = None, rows: Any = None, columns: Any = None) -> 
         places = [None if index is None else cupy.ascontiguousarray(index) for index in (indices, rows, columns)]
         strides = [stride // x.itemsize for stride in x.strides]
         blocks = min(-(-c * h * w // (PIXELS * THREADS)), BLOCKS)
-        name = f"pick<{BITS[x.itemsize]}, {'true' if last else 'false'}>"
+        name = f"pick<{BITS[x.itemsize]}, {FLAGS[last]}>"
         PICK.launch(name, (n, blocks), (THREADS,), (x, out, *places, c, h, w, *strides))
     return out

@@ -6,8 +6,8 @@ from typing import Any
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.blocks import accumulation, of_one_type, of_teams
-from xpnn.kernels.cupy.source import C_TYPES, Source, of_each_type
+from xpnn.kernels.cupy.blocks import of_one_type, of_teams
+from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, of_each_type
 
 LAYERNORM = Source(
     "layernorm.cu",
@@ -36,4 +36,4 @@ def _launch(name: str, x: Any, inputs: tuple[Any, ...], results: tuple[Any, ...]
     n, d = math.prod(x.shape[:-1]), x.shape[-1]
     if n:
         warps, grid, block = of_teams(n, d)
-        LAYERNORM.launch(f"{name}<{C_TYPES[x.dtype.char]}, {warps}>", grid, block, (*inputs, n, d, *results))
+        LAYERNORM.launch(f"{name}<{C_TYPES[x.dtype.char]}, {FLAGS[warps]}>", grid, block, (*inputs, n, d, *results))

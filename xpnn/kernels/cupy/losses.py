@@ -5,8 +5,8 @@ from typing import Any
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.blocks import accumulation, of_teams
-from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, THREADS, Source, of_each_type
+from xpnn.kernels.cupy.blocks import of_teams
+from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, FLAGS, THREADS, Source, accumulation, of_each_type
 
 FEW = 128  # rows that one block takes
 MOST_THREADS = 512  # as in losses.cu
@@ -28,13 +28,13 @@ def cross_entropy(x: Any, y: Any, smoothing: float, n: int) -> tuple[Any, Any]:
     loss, dx = cupy.empty((), dtype=x.dtype), cupy.empty_like(x)
     of, acc = C_TYPES[x.dtype.char], ACCUMULATION[x.dtype.char]
     warps, grid, block = of_teams(rows, c)
-    if rows <= FEW and warps == "true":
+    if rows <= FEW and warps:
         grid, block = (1,), (MOST_THREADS,)
     args = (dx, rows, c, scalar(smoothing), scalar(1 / n))
     if grid == (1,):
-        LOSSES.launch(f"cross_entropy<{of}, {of}, {warps}>", grid, block, (x, y, loss, *args))
+        LOSSES.launch(f"cross_entropy<{of}, {of}, {FLAGS[warps]}>", grid, block, (x, y, loss, *args))
     else:
         losses = cupy.empty(grid, dtype=scalar)
-        LOSSES.launch(f"cross_entropy<{of}, {acc}, {warps}>", grid, block, (x, y, losses, *args))
+        LOSSES.launch(f"cross_entropy<{of}, {acc}, {FLAGS[warps]}>", grid, block, (x, y, losses, *args))
         LOSSES.launch(f"add_losses<{of}>", (1,), (THREADS,), (losses, loss, grid[0]))
     return loss, dx

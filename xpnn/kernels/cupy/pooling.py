@@ -7,7 +7,7 @@ import cupy
 
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy.blocks import over_rows, packed
-from xpnn.kernels.cupy.source import C_TYPES, Source, of_each_type
+from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, of_each_type
 from xpnn.windows import Pair, Window
 
 POOLING = Source(
@@ -52,7 +52,7 @@ def _launch(
     byte = place.dtype.itemsize == 1
     pack = byte and packed(c, *(x for x in arrays if x is not place))
     grid, block = over_rows(n * height, width * c * result.dtype.itemsize // 16 if pack else width * c)
-    kernel_name = f"{name}<{C_TYPES[result.dtype.char]}, {'unsigned char' if byte else 'i64'}, {str(pack).lower()}>"
+    kernel_name = f"{name}<{C_TYPES[result.dtype.char]}, {'unsigned char' if byte else 'i64'}, {FLAGS[pack]}>"
     sizes = (n * height, *image, c, *counts, *window.size, *window.stride)
     POOLING.launch(kernel_name, grid, block, (*arrays, *sizes))
 

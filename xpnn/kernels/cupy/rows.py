@@ -6,13 +6,11 @@ from typing import Any
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, Source, of_each_type
+from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, Source, accumulation, of_each_type
 
 COLUMNS, LANES = 32, 8  # as in rows.cu
 ROWS = 256  # of a chunk, at least
 CHUNKS = 256  # at most: they are added up by the second launch
-
-_ACCUMULATION_DTYPES = {"f": "float32", "e": "float32", "E": "float32", "d": "float64"}
 
 ROW_SUMS = Source("rows.cu", of_each_type("add_rows<T, T>", "add_rows<T, Acc>", "add_rows<Acc, T>"))
 
@@ -29,7 +27,7 @@ def add_rows(x: Any) -> Any:
     if chunks == 1:
         _add(x, out, C_TYPES[char], C_TYPES[char])
     else:
-        sums = cupy.empty((chunks, d), dtype=_ACCUMULATION_DTYPES[char])
+        sums = cupy.empty((chunks, d), dtype=accumulation(x))
         _add(x, sums, C_TYPES[char], ACCUMULATION[char])
         _add(sums, out, ACCUMULATION[char], C_TYPES[char])
     return out

@@ -10,13 +10,15 @@ from importlib.resources import files
 from typing import Any
 
 import cupy
+import numpy as np
 
-THREADS = 256  # of a block
+THREADS, WARP = 256, 32  # of a block, and of them those that go in step
 BLOCKS = 4096  # of an elementwise grid, at most: more than run at once on any device; threads then loop
 
 # By dtype.char, which is the quickest to ask for: the type in memory, and the one that is computed in.
 C_TYPES = {"f": "float", "e": "__half", "E": "__nv_bfloat16", "d": "double"}
 ACCUMULATION = {"f": "float", "e": "float", "E": "float", "d": "double"}
+FLAGS = {True: "true", False: "false"}
 
 SOURCES: dict[str, "Source"] = {}  # all of them: so that each kernel of each is compiled by a test
 
@@ -65,6 +67,11 @@ def of_each_type(*templates: str) -> list[str]:
         for template in templates
         for char, name in C_TYPES.items()
     ]
+
+
+def accumulation(x: Any) -> type[np.floating]:
+    """Return the type that numbers of the array are computed in."""
+    return np.float64 if x.dtype.char == "d" else np.float32
 
 
 def in_one_order(*arrays: Any) -> list[Any]:
