@@ -59,11 +59,6 @@ class Batch:
     num_classes: int | None = None
     dtype: str = "float32"
 
-    @property
-    def size(self) -> int:
-        """How many images it has."""
-        return self.indices.shape[0]
-
 
 class Transform:
     """A change of a batch; `repr` says all that decides it."""
@@ -88,7 +83,7 @@ class Transform:
             raise NotImplementedError
         return picked(x, None, *places)
 
-    def places(self, x: Array, batch: Batch) -> Places | None:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
         """Return where the pixels of a batch come from, for a transform that only moves them.
 
         A `Compose` asks for it: then several of them, and the gathering of the batch, are one pass over the images.
@@ -98,7 +93,9 @@ class Transform:
         x : array (M, C, H, W)
             Those of the batch, or of the whole data set.
         batch : Batch
-            Of N images. Its `rng` moves on.
+            Its `rng` moves on.
+        n : int, optional
+            How many images the batch has, N: M by default.
 
         Returns
         -------
@@ -169,18 +166,18 @@ class RandomCrop(Transform):
         rows, columns = self._shifted(x, batch)
         return picked(pad(x, self.padding, "zero"), None, rows + self.padding, columns + self.padding)
 
-    def places(self, x: Array, batch: Batch) -> Places | None:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
         if self.mode == "zero":
             return None
-        rows, columns = self._shifted(x, batch)
+        rows, columns = self._shifted(x, batch, n)
         return reflect(rows, x.shape[2]), reflect(columns, x.shape[3])
 
-    def _shifted(self, x: Array, batch: Batch) -> tuple[Array, Array]:
+    def _shifted(self, x: Array, batch: Batch, n: int | None = None) -> tuple[Array, Array]:
         """Rows and columns as if the images had no edges."""
         xp = check_images("RandomCrop", x)
-        _, _, height, width = x.shape
+        m, _, height, width = x.shape
         check_padding("RandomCrop", self.mode, self.padding, height, width)
-        shifts = batch.rng.integers(-self.padding, self.padding + 1, (2, batch.size, 1), backends.of(x))
+        shifts = batch.rng.integers(-self.padding, self.padding + 1, (2, m if n is None else n, 1), backends.of(x))
         rows = shifts[0, ...] + xp.arange(height, dtype=xp.int64, device=x.device)
         return rows, shifts[1, ...] + xp.arange(width, dtype=xp.int64, device=x.device)
 
@@ -189,9 +186,9 @@ class RandomCrop(Transform):
 class RandomFlip(Transform):
     """Exchange left and right in every second image, at random."""
 
-    def places(self, x: Array, batch: Batch) -> Places:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
         check_images("RandomFlip", x)
-        return None, _mirrored(x, batch.rng.integers(0, 2, batch.size, backends.of(x)))
+        return None, _mirrored(x, batch.rng.integers(0, 2, x.shape[0] if n is None else n, backends.of(x)))
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ class AlternatingFlip(Transform):
 
     _drawn: dict[tuple[Any, ...], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def places(self, x: Array, batch: Batch) -> Places:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
         xp = check_images("AlternatingFlip", x)
         if batch.num_examples < 1:
             raise SettingError("AlternatingFlip: expected a batch that knows the size of its data set; received 0")
@@ -354,12 +351,12 @@ class Compose(Transform):
 
     def __call__(self, x: Array, batch: Batch, indices: Array | None = None) -> Array:
         """Return the changed images: with `indices`, int64 (N,), of those images of x alone."""
-        rows = columns = None
+        n, rows, columns = None if indices is None else indices.shape[0], None, None
         for transform in self.transforms:
-            places = _places(transform, x, batch)
+            places = _places(transform, x, batch, n)
             if places is None:
                 x = transform(picked(x, indices, rows, columns), batch)
-                indices = rows = columns = None
+                n = indices = rows = columns = None
             else:
                 rows, columns = map(_then, (rows, columns), places)
         return picked(x, indices, rows, columns)
@@ -393,12 +390,12 @@ def beta(alpha: float, rng: Generator) -> float:
     return 0.5 + 0.5 * math.copysign(math.sqrt(part / (q + part)), cos)
 
 
-def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch) -> Places | None:
+def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, n: int | None) -> Places | None:
     """What `places` says, where it may be asked in place of a call: not where a subclass has a call of its own."""
     if not isinstance(transform, Transform):
         return None
     newest = next(c for c in type(transform).__mro__ if {"places", "__call__"} & vars(c).keys())
-    return transform.places(x, batch) if "places" in vars(newest) else None
+    return transform.places(x, batch, n) if "places" in vars(newest) else None
 
 
 def _mirrored(x: Array, coins: Array) -> Array:
