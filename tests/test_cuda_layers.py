@@ -84,6 +84,7 @@ def test_pooling_is_one_launch_each_way(cupy):
 def test_a_loss_is_one_launch_and_one_more_for_the_sum_of_several_blocks(cupy, n, c, names):
     x, y = cupy.asarray(normals(n, c)), cupy.zeros(n, "int64")
     assert launched("losses.cross_entropy", x, y, 0.1, n) == ["cross_entropy", "add_losses"][:names]
+    assert launched("losses.soft_cross_entropy", x, x, 0.1, n) == ["cross_entropy", "add_losses"][:names]
 
 
 def test_a_mask_is_one_launch(cupy):
@@ -91,10 +92,30 @@ def test_a_mask_is_one_launch(cupy):
 
 
 @pytest.mark.parametrize("d", [100, 5000])
-def test_layer_norm_is_one_launch_each_way(cupy, d):
+def test_normalization_of_examples_is_one_launch_each_way(cupy, d):
     x, v, inv_std = cupy.asarray(normals(2, 3, d)), cupy.asarray(normals(d)), cupy.ones((2, 3, 1), "float32")
-    assert launched("layers.normalization.layernorm", x, v, v, 1e-5) == ["layernorm"]
-    assert launched("layers.normalization.layernorm_grad", x, x, inv_std, v) == ["layernorm_grad"]
+    pixels, vectors, group_std = x.reshape(2, 3, d // 5, 5), v.reshape(d // 5, 5), cupy.ones((2, 1, d // 5, 1), "f")
+    of = "layers.normalization."
+    assert launched(of + "layernorm", x, v, v, 1e-5) == ["normalization"]
+    assert launched(of + "rmsnorm", x, v, 1e-5) == ["normalization"]
+    assert launched(of + "groupnorm", pixels, vectors, vectors, 1e-5) == ["normalization"]
+    assert launched(of + "layernorm_grad", x, x, inv_std, v) == ["normalization_grad"]
+    assert launched(of + "rmsnorm_grad", x, x, inv_std, v) == ["normalization_grad"]
+    assert launched(of + "groupnorm_grad", pixels, pixels, group_std, vectors) == ["normalization_grad"]
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "spatial_groupnorm", "rmsnorm"])
+def test_a_layer_that_normalizes_examples_launches_three_kernels_in_all(cupy, norm):
+    shape, channels = ((4, 6, 3, 3), 6) if norm == "spatial_groupnorm" else ((4, 6), 6)
+    x = channels_last(normals(*shape)) if len(shape) == 4 else normals(*shape)
+    vectors = [cupy.asarray(normals(channels)) for _ in range(1 if norm == "rmsnorm" else 2)]
+    groups = (2,) if norm == "spatial_groupnorm" else ()
+    out, cache = getattr(layers, f"{norm}_forward")(cupy.asarray(x), *vectors, *groups, {})
+    grads = getattr(layers, f"{norm}_backward")(out, cache)
+    assert len(grads) == 1 + len(vectors)
+    names = [launch.kernel.partition("<")[0] for launch in stand_in.launches]
+    assert sorted(names) == ["gradient_sums", "normalization", "normalization_grad"]
+    assert out.strides == x.strides
 
 
 def test_nothing_is_launched_for_no_numbers(cupy):
@@ -215,12 +236,21 @@ def test_batchnorm_computes_in_float32(cupy, half, d):
 
 
 @pytest.mark.parametrize("d", [10, 1500])
-def test_layer_norm_and_the_loss_compute_in_float32(cupy, half, d):
+def test_normalization_and_the_loss_compute_in_float32(cupy, half, d):
     x, dout, gamma, beta = (normals(*shape).astype(half) for shape in ((40, d), (40, d), (d,), (d,)))
     inv_std, labels = np.abs(normals(40, 1)).astype(half), np.arange(40) % d
     assert_computed_in_float32(cupy, half, "layers.normalization.layernorm", x, gamma, beta, 1e-5)
     assert_computed_in_float32(cupy, half, "layers.normalization.layernorm_grad", dout, x, inv_std, gamma)
+    assert_computed_in_float32(cupy, half, "layers.normalization.rmsnorm", x, gamma, 1e-5)
+    assert_computed_in_float32(cupy, half, "layers.normalization.rmsnorm_grad", dout, x, inv_std, gamma)
+    assert_computed_in_float32(cupy, half, "layers.normalization.param_grads", dout, x, True)
+    pixels, pixel_grads = (rows.reshape(4, 10, d // 5, 5) for rows in (x, dout))
+    by_group = gamma.reshape(d // 5, 5), beta.reshape(d // 5, 5)
+    std = np.abs(normals(4, 1, d // 5, 1)).astype(half)
+    assert_computed_in_float32(cupy, half, "layers.normalization.groupnorm", pixels, *by_group, 1e-5)
+    assert_computed_in_float32(cupy, half, "layers.normalization.groupnorm_grad", pixel_grads, pixels, std, by_group[0])
     assert_computed_in_float32(cupy, half, "losses.cross_entropy", x, labels, 0.1, 40)
+    assert_computed_in_float32(cupy, half, "losses.soft_cross_entropy", x, np.abs(dout), 0.1, 40)
 
 
 @pytest.mark.parametrize("layout", [np.asarray, channels_last])
@@ -254,6 +284,7 @@ def test_layers_and_their_gradients_are_numpys(cupy):
         received = list(losses.softmax_loss(asarray(x), asarray(labels), label_smoothing=0.1))
         for forward, backward, of, more in [
             (layers.layernorm_forward, layers.layernorm_backward, x, ({},)),
+            (layers.spatial_groupnorm_forward, layers.spatial_groupnorm_backward, images, (3, {})),
             (layers.batchnorm_forward, layers.batchnorm_backward, x, ({"mode": "train"},)),
             (layers.spatial_batchnorm_forward, layers.spatial_batchnorm_backward, images, ({"mode": "train"},)),
         ]:

@@ -55,15 +55,20 @@ def softmax_loss(x: Array, y: Array, label_smoothing: float = 0.0, reduction: st
         n = _count("softmax_loss", reduction, x.shape[0])
         return (fast_path("losses.cross_entropy", library_of(x)) or cross_entropy)(x, y, smoothing, n)
     xp = _check_same("softmax_loss", x, y)
-    targets = xp.astype(y, x.dtype, copy=False)
-    weight = (1.0 - smoothing) * xp.sum(targets, axis=1, keepdims=True) + smoothing
-    return _cross_entropy(x, _smoothed(targets, smoothing), weight, _count("softmax_loss", reduction, x.shape[0]))
+    y, n = xp.astype(y, x.dtype, copy=False), _count("softmax_loss", reduction, x.shape[0])
+    return (fast_path("losses.soft_cross_entropy", library_of(x)) or soft_cross_entropy)(x, y, smoothing, n)
 
 
 def cross_entropy(x: Array, y: Array, smoothing: float, n: int) -> tuple[Array, Array]:
     """The definition of `softmax_loss` with labels y (N,), where n is N or 1. A label out of range is no class."""
     xp = namespace(x)
     return _cross_entropy(x, _smoothed(xp.astype(_one_hot(xp, x, y), x.dtype), smoothing), 1.0, n)
+
+
+def soft_cross_entropy(x: Array, y: Array, smoothing: float, n: int) -> tuple[Array, Array]:
+    """The definition of `softmax_loss` with soft labels y (N, C), which need not add up to 1; n is N or 1."""
+    weight = (1.0 - smoothing) * namespace(x).sum(y, axis=1, keepdims=True) + smoothing
+    return _cross_entropy(x, _smoothed(y, smoothing), weight, n)
 
 
 def _smoothed(targets: Array, smoothing: float) -> Array:

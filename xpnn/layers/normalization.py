@@ -71,9 +71,8 @@ def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """
     x_hat, inv_std, gamma = cache
     check_dout("layernorm_backward", dout, x_hat, x_hat.shape)
-    dgamma, dbeta = _sum_over_examples(dout * x_hat), _sum_over_examples(dout)
     compute = fast_path("layers.normalization.layernorm_grad", library_of(dout)) or layernorm_grad
-    return compute(dout, x_hat, inv_std, gamma), dgamma, dbeta
+    return compute(dout, x_hat, inv_std, gamma), *_param_grads(_rows(dout), _rows(x_hat))
 
 
 def layernorm(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
@@ -132,9 +131,9 @@ def spatial_groupnorm_forward(
     if c % check_whole("spatial_groupnorm", "G", G):
         raise ValueError(f"spatial_groupnorm: expected G to divide the {c} channels; received {G!r}")
     groups = xp.reshape(pixels(x), (n, h * w, G, c // G))
-    x_hat, inv_std = _standardize(groups, (1, 3), _eps("spatial_groupnorm", gn_param))
-    out = x_hat * xp.reshape(gamma, (G, c // G))
-    out += xp.reshape(beta, (G, c // G))
+    scale, shift = (xp.reshape(vector, (G, c // G)) for vector in (gamma, beta))
+    compute = fast_path("layers.normalization.groupnorm", library_of(x)) or groupnorm
+    out, x_hat, inv_std = compute(groups, scale, shift, _eps("spatial_groupnorm", gn_param))
     return images(out, x.shape), (x_hat, inv_std, gamma, beta.shape, x.shape)
 
 
@@ -157,10 +156,23 @@ def spatial_groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array,
     x_hat, inv_std, gamma, beta_shape, x_shape = cache
     xp = check_dout("spatial_groupnorm_backward", dout, x_hat, x_shape)
     rows = pixels(dout)
-    dgamma = sum_rows(rows * xp.reshape(x_hat, rows.shape))
-    dx_hat = xp.reshape(rows * xp.reshape(gamma, rows.shape[1:]), x_hat.shape)
-    dx = images(_standardize_backward(dx_hat, x_hat, inv_std, (1, 3)), x_shape)
-    return dx, xp.reshape(dgamma, gamma.shape), xp.reshape(sum_rows(rows), beta_shape)
+    dgamma, dbeta = _param_grads(rows, xp.reshape(x_hat, rows.shape))
+    compute = fast_path("layers.normalization.groupnorm_grad", library_of(dout)) or groupnorm_grad
+    dx = compute(xp.reshape(rows, x_hat.shape), x_hat, inv_std, xp.reshape(gamma, x_hat.shape[2:]))
+    return images(dx, x_shape), xp.reshape(dgamma, gamma.shape), xp.reshape(dbeta, beta_shape)
+
+
+def groupnorm(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
+    """The definition of `spatial_groupnorm_forward` for pixels (N, H W, G, C / G): as `layernorm`, of each group."""
+    x_hat, inv_std = _standardize(x, (1, 3), eps)
+    out = x_hat * gamma
+    out += beta
+    return out, x_hat, inv_std
+
+
+def groupnorm_grad(dout: Array, x_hat: Array, inv_std: Array, gamma: Array) -> Array:
+    """The definition of dx in `spatial_groupnorm_backward`, for pixels (N, H W, G, C / G)."""
+    return _standardize_backward(dout * gamma, x_hat, inv_std, (1, 3))
 
 
 def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tuple[Array, Cache]:
@@ -190,16 +202,15 @@ def rmsnorm_forward(x: Array, gamma: Array, rms_param: Mapping[str, Any]) -> tup
 
     Source: Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019.
     """
-    xp = one_kind("rmsnorm", x=x, gamma=gamma)
+    one_kind("rmsnorm", x=x, gamma=gamma)
     if x.ndim < 1 or x.shape[-1] == 0 or gamma.shape != x.shape[-1:]:
         raise ValueError(
             "rmsnorm: expected x (..., D) of at least one feature and gamma (D,); "
             f"received x {tuple(x.shape)} and gamma {tuple(gamma.shape)}"
         )
-    eps = _eps("rmsnorm", rms_param)
-    inv_rms = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
-    x_hat = x * inv_rms
-    return gamma * x_hat, (x_hat, inv_rms, gamma)
+    compute = fast_path("layers.normalization.rmsnorm", library_of(x)) or rmsnorm
+    out, x_hat, inv_rms = compute(x, gamma, _eps("rmsnorm", rms_param))
+    return out, (x_hat, inv_rms, gamma)
 
 
 def rmsnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array]:
@@ -220,12 +231,39 @@ def rmsnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array]:
     dgamma : array (D,)
     """
     x_hat, inv_rms, gamma = cache
-    xp = check_dout("rmsnorm_backward", dout, x_hat, x_hat.shape)
+    check_dout("rmsnorm_backward", dout, x_hat, x_hat.shape)
+    compute = fast_path("layers.normalization.rmsnorm_grad", library_of(dout)) or rmsnorm_grad
+    return compute(dout, x_hat, inv_rms, gamma), _param_grads(_rows(dout), _rows(x_hat), has_beta=False)[0]
+
+
+def rmsnorm(x: Array, gamma: Array, eps: float) -> tuple[Array, Array, Array]:
+    """The definition of `rmsnorm_forward`: out, ``x / rms`` and ``1 / rms`` (..., 1)."""
+    xp = namespace(x)
+    inv_rms = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
+    x_hat = x * inv_rms
+    return gamma * x_hat, x_hat, inv_rms
+
+
+def rmsnorm_grad(dout: Array, x_hat: Array, inv_rms: Array, gamma: Array) -> Array:
+    """The definition of dx in `rmsnorm_backward`."""
     dx_hat = gamma * dout
-    dx = x_hat * -xp.mean(dx_hat * x_hat, axis=-1, keepdims=True)
+    dx = x_hat * -namespace(dout).mean(dx_hat * x_hat, axis=-1, keepdims=True)
     dx += dx_hat
     dx *= inv_rms
-    return dx, _sum_over_examples(dout * x_hat)
+    return dx
+
+
+def param_grads(dout: Array, x_hat: Array, has_beta: bool) -> tuple[Array, Array | None]:
+    """The definition of dgamma and, if there is one, dbeta in the backward passes: sums over rows (N, D)."""
+    return sum_rows(dout * x_hat), sum_rows(dout) if has_beta else None
+
+
+def _param_grads(dout: Array, x_hat: Array, has_beta: bool = True) -> tuple[Array, Any]:
+    return (fast_path("layers.normalization.param_grads", library_of(dout)) or param_grads)(dout, x_hat, has_beta)
+
+
+def _rows(x: Array) -> Array:
+    return namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def _eps(where: str, param: Mapping[str, Any]) -> float:
@@ -253,12 +291,6 @@ def _standardize_backward(dx_hat: Array, x_hat: Array, inv_std: Array, axis: int
     dx -= xp.mean(dx_hat, axis=axis, keepdims=True)
     dx *= inv_std
     return dx
-
-
-def _sum_over_examples(x: Array) -> Array:
-    """Sum over all axes but the last."""
-    xp = namespace(x)
-    return sum_rows(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])))
 
 
 @in_single_precision

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(MOST_THREADS) merge_moments(const T* x, i64 n,
     if (threadIdx.y == 0) write_moments(all, widen(x[column]), column, mean, var);
 }
 
-// ---- the sums of dout and of dout (x - mean)
+// ---- the sums of dout and of dout (x - mean), where no mean is one of 0
 
 template <typename A>
 struct Sums {
@@ -115,7 +115,7 @@ template <typename T>
 __global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const T* dout, const T* x, const T* mean, i64 n, i64 d,
                                                               i64 rows, Acc<T>* chunks, T* douts, T* products) {
     const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n);
-    const Acc<T> center = widen(mean[column]);
+    const Acc<T> center = mean ? widen(mean[column]) : 0;
     Sums<Acc<T>> all = {0, 0};
 #pragma unroll 8
     for (i64 row = first + threadIdx.y; row < end; row += blockDim.y) {

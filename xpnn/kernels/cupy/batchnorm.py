@@ -40,7 +40,7 @@ def moments(x: Any) -> tuple[Any, Any]:
 
 @kernel("layers.batchnorm.gradient_sums", "cupy")
 def gradient_sums(dout: Any, x: Any, mean: Any) -> tuple[Any, Any]:
-    """One launch, or two as for the moments."""
+    """One launch, or two as for the moments. A mean of None is one of 0."""
     own = dout.dtype
     dout, x, mean = of_one_type(dout, x, mean)
     n, d = x.shape

@@ -34,6 +34,7 @@ def packed(width: int, *arrays: Any) -> bool:
 
 
 def of_one_type(*arrays: Any) -> list[Any]:
-    """Return the arrays without gaps, and where their types differ in the one that all go into."""
-    dtype = cupy.result_type(*arrays) if len({x.dtype for x in arrays}) > 1 else arrays[0].dtype
-    return [cupy.ascontiguousarray(x, dtype=dtype) for x in arrays]
+    """Return the arrays without gaps, and where their types differ in the one that all go into. None stays None."""
+    types = {x.dtype for x in arrays if x is not None}
+    dtype = cupy.result_type(*types) if len(types) > 1 else arrays[0].dtype
+    return [None if x is None else cupy.ascontiguousarray(x, dtype=dtype) for x in arrays]

@@ -1,4 +1,4 @@
-// The softmax's cross-entropy with smoothed labels, and its gradient.
+// The softmax's cross-entropy with smoothed labels, hard or soft, and its gradient.
 
 #include "teams.cuh"
 
@@ -15,9 +15,25 @@ __device__ float lowest<__nv_bfloat16>() { return -3.38953139e38f; }
 template <>
 __device__ double lowest<double>() { return -1.7976931348623157e308; }
 
-// The losses (gridDim.x,) of the rows of each block, added up, and dx. A label out of range is nobody's.
-template <typename T, typename Loss, bool warps>
-__global__ void __launch_bounds__(MOST_THREADS) cross_entropy(const T* x, const i64* y, Loss* losses, T* dx, i64 n,
+// How far class j is a row's, and the sum over all classes. Hard labels (n,) are numbers of classes; one that is out of
+// range is nobody's, and counts all the same. Soft ones (n, c) have the share of each class.
+template <typename A>
+__device__ A share_of(const i64* y, i64 row, i64, i64 j) { return j == y[row]; }
+template <typename A, typename T>
+__device__ A share_of(const T* y, i64 row, i64 c, i64 j) { return widen(y[row * c + j]); }
+
+template <typename A, bool warps>
+__device__ A all_shares(Team<warps>, const i64*, i64, i64) { return 1; }
+template <typename A, bool warps, typename T>
+__device__ A all_shares(Team<warps> team, const T* y, i64 row, i64 c) {
+    A sum = 0;
+    for (i64 j = team.rank; j < c; j += team.size) sum += share_of<A>(y, row, c, j);
+    return team.reduce(sum, Sum());
+}
+
+// The losses (gridDim.x,) of the rows of each block, added up, and dx.
+template <typename T, typename Loss, bool warps, typename Label = i64>
+__global__ void __launch_bounds__(MOST_THREADS) cross_entropy(const T* x, const Label* y, Loss* losses, T* dx, i64 n,
                                                               i64 c, Acc<T> smoothing, Acc<T> weight) {
     typedef Acc<T> A;
     const Team<warps> team;
@@ -25,7 +41,6 @@ __global__ void __launch_bounds__(MOST_THREADS) cross_entropy(const T* x, const 
     A loss = 0;
     for (i64 row = team.first; row < n; row += team.step) {
         const T* scores = x + row * c;
-        const i64 label = y[row];
         A top = widen(scores[0]), total = 0;
         for (i64 j = team.rank; j < c; j += team.size) top = Max()(top, widen(scores[j]));
         top = team.reduce(top, Max());
@@ -33,11 +48,11 @@ __global__ void __launch_bounds__(MOST_THREADS) cross_entropy(const T* x, const 
         const auto shifted = [=](A score) { return (score < bottom ? bottom : score) - top; };
         for (i64 j = team.rank; j < c; j += team.size) total += exp(shifted(widen(scores[j])));
         total = team.reduce(total, Sum());
-        const A log_total = log(total);
+        const A log_total = log(total), part = ((1 - smoothing) * all_shares<A>(team, y, row, c) + smoothing) / total;
         for (i64 j = team.rank; j < c; j += team.size) {
-            const A score = shifted(widen(scores[j])), target = j == label ? 1 - smoothing + least : least;
+            const A score = shifted(widen(scores[j])), target = (1 - smoothing) * share_of<A>(y, row, c, j) + least;
             loss += target * (log_total - score);
-            dx[row * c + j] = narrow<T>((exp(score) / total - target) * weight);
+            dx[row * c + j] = narrow<T>((exp(score) * part - target) * weight);
         }
     }
     loss = block_reduce(loss * weight, Sum());

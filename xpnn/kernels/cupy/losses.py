@@ -14,14 +14,28 @@ MOST_THREADS = 512  # as in losses.cu
 LOSSES = Source(
     "losses.cu",
     of_each_type(
-        *("cross_entropy<T, T, true>", "cross_entropy<T, Acc, true>"),
-        *("cross_entropy<T, T, false>", "cross_entropy<T, Acc, false>", "add_losses<T>"),
+        *(
+            f"cross_entropy<T, {loss}, {warps}{soft}>"
+            for loss in ("T", "Acc")
+            for warps in ("true", "false")
+            for soft in ("", ", T")
+        ),
+        "add_losses<T>",
     ),
 )
 
 
 @kernel("losses.cross_entropy", "cupy")
 def cross_entropy(x: Any, y: Any, smoothing: float, n: int) -> tuple[Any, Any]:
+    return _cross_entropy(x, y, smoothing, n, soft="")
+
+
+@kernel("losses.soft_cross_entropy", "cupy")
+def soft_cross_entropy(x: Any, y: Any, smoothing: float, n: int) -> tuple[Any, Any]:
+    return _cross_entropy(x, y, smoothing, n, soft=f", {C_TYPES[x.dtype.char]}")
+
+
+def _cross_entropy(x: Any, y: Any, smoothing: float, n: int, soft: str) -> tuple[Any, Any]:
     """One launch; where rows are many, one more for the sum of the blocks' losses."""
     rows, c = x.shape
     x, y, scalar = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y), accumulation(x)
@@ -32,9 +46,9 @@ def cross_entropy(x: Any, y: Any, smoothing: float, n: int) -> tuple[Any, Any]:
         grid, block = (1,), (MOST_THREADS,)
     args = (dx, rows, c, scalar(smoothing), scalar(1 / n))
     if grid == (1,):
-        LOSSES.launch(f"cross_entropy<{of}, {of}, {FLAGS[warps]}>", grid, block, (x, y, loss, *args))
+        LOSSES.launch(f"cross_entropy<{of}, {of}, {FLAGS[warps]}{soft}>", grid, block, (x, y, loss, *args))
     else:
         losses = cupy.empty(grid, dtype=scalar)
-        LOSSES.launch(f"cross_entropy<{of}, {acc}, {FLAGS[warps]}>", grid, block, (x, y, losses, *args))
+        LOSSES.launch(f"cross_entropy<{of}, {acc}, {FLAGS[warps]}{soft}>", grid, block, (x, y, losses, *args))
         LOSSES.launch(f"add_losses<{of}>", (1,), (THREADS,), (losses, loss, grid[0]))
     return loss, dx
