@@ -15,6 +15,9 @@ import nox
 
 TEST = ["pytest>=8", "hypothesis>=6"]
 TORCH = ["torch==2.13.0"]
+# CUDA's compiler, and the bindings of the libraries, whose names and numbers the tests compare: not the libraries.
+CUDA = ["cupy-cuda13x>=14", "ml-dtypes", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13"]
+CUDA += ["nvmath-python>=1.0", "cuda-bindings>=13.0.1,<14", "nvidia-cudnn-frontend==1.23.0"]
 CUDA_TESTS = "test_cu*.py"  # on an emulation of CUDA
 OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  # numpy, by Python
 
@@ -85,9 +88,9 @@ def cupy(session: nox.Session) -> None:
 @nox.session
 def kernels(session: nox.Session) -> None:
     """Every CUDA source compiles for every architecture, and their arithmetic is right on the CPU; no GPU needed."""
-    session.install(".[test]", "cupy-cuda13x>=14", "ml-dtypes", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13")
+    session.install(".[test]", *CUDA)
     tests = ["tests/test_kernels.py", *map(str, sorted(Path("tests").glob(CUDA_TESTS)))]
-    session.run("pytest", *tests, *session.posargs, env={"XPNN_DEMAND_NVRTC": "1"})
+    session.run("pytest", *tests, *session.posargs, env={"XPNN_DEMAND_CUDA": "1"})
 
 
 @nox.session

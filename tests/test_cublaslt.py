@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import stand_in
 
+from test_cuda import needed
 from test_kernels import CALLS, assert_same_results, channels_last, normals
 from xpnn import kernels, layers
 from xpnn.windows import Window
@@ -192,7 +193,7 @@ def test_the_products_of_a_convolution_are_one_for_a_chunk_with_its_bias(cupy, m
 
 @pytest.fixture
 def bindings():
-    return pytest.importorskip("nvmath.bindings.cublasLt"), pytest.importorskip("nvmath.bindings.cublas")
+    return needed("nvmath.bindings.cublasLt"), needed("nvmath.bindings.cublas")
 
 
 def test_every_name_and_number_is_that_of_the_bindings(bindings):
@@ -239,7 +240,7 @@ def test_every_call_has_the_arguments_of_the_bindings(bindings):
 
 
 def test_cuda_types_are_those_of_the_toolkit(cupy, products):
-    nvmath = pytest.importorskip("nvmath")
+    nvmath = needed("nvmath")
     names = {"f": "CUDA_R_32F", "d": "CUDA_R_64F", "e": "CUDA_R_16F", "E": "CUDA_R_16BF"}
     for char, name in names.items():
         assert nvmath.CudaDataType[name] == products.cublaslt.CUDA_TYPES[char]

@@ -17,7 +17,7 @@ from test_kernels import CALLS, assert_same_results, definition, normals
 from training.solvers import make_net, make_solver
 from xpnn import kernels, random
 
-DEMANDED = bool(os.environ.get("XPNN_DEMAND_NVRTC"))
+DEMANDED = bool(os.environ.get("XPNN_DEMAND_CUDA"))
 FOLDER = Path(kernels.__file__).parent / "cupy"
 SOURCES = sorted(path.name for path in FOLDER.glob("*.cu"))
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
@@ -26,6 +26,11 @@ HALF = re.compile("half|bfloat16")
 
 # Functions that write into their arguments.
 IN_PLACE = ("optim.in_place.", "products.matmul")
+
+
+def needed(module):
+    """A module of NVIDIA's, without which a test is skipped; where CUDA is demanded, it fails."""
+    return importlib.import_module(module) if DEMANDED else pytest.importorskip(module)
 
 
 @pytest.fixture

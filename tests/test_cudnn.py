@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import stand_in
 
+from test_cuda import needed
 from test_kernels import CALLS, assert_same_results, channels_last, definition, normals
 from xpnn import kernels
 from xpnn.windows import Window
@@ -106,7 +107,7 @@ def test_without_exact_plans_float32_is_the_fallbacks_unless_tf32_is_allowed(cup
 
 @pytest.fixture
 def frontend():
-    return pytest.importorskip("cudnn")
+    return needed("cudnn")
 
 
 def test_every_name_and_number_is_that_of_the_frontend(frontend):
