@@ -11,6 +11,7 @@ import stand_in
 from test_cuda import needed
 from test_kernels import CALLS, assert_same_results, channels_last, normals
 from xpnn import kernels, layers
+from xpnn.layers.affine import linear_param_grads
 from xpnn.windows import Window
 
 
@@ -157,6 +158,7 @@ def test_a_product_that_cublaslt_has_not_is_cupys(cupy, products, monkeypatch):
     [
         "products.matmul",
         "products.matmul_bias",
+        "layers.affine.param_grads",
         "layers.convolution.correlate",
         "layers.convolution.correlate_filter_grad",
         "layers.convolution.correlate_input_grad",
@@ -175,6 +177,46 @@ def test_an_affine_layer_is_one_product_forward(cupy):
     assert stand_in.launches == []
     layers.affine_backward(out, cache)
     assert len(cublaslt_on_cpu.calls) == 3
+
+
+@pytest.mark.parametrize("kept", ["float32", "float16", "bfloat16"])
+def test_the_gradient_of_a_bias_is_added_up_by_the_product_for_its_matrix(cupy, kept):
+    if kept == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    x, dout = normals(6, 5).astype(kept), normals(6, 4, seed=1).astype(kept)
+    w, b, dw = cupy.zeros((5, 4), kept), cupy.zeros(4, kept), cupy.zeros((5, 4), kept)
+    _, cache = layers.affine_forward(cupy.array(x), w, b)
+    cublaslt_on_cpu.calls.clear()
+    received, db = linear_param_grads(cupy.array(dout), cache, dw)
+    assert received is dw
+    exact = x.astype("float64").T @ dout.astype("float64"), dout.astype("float64").sum(axis=0)
+    tolerance = {"float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}[kept]
+    for result, expected in zip((dw, db), exact, strict=True):
+        assert result.dtype == np.dtype(kept)
+        np.testing.assert_allclose(result.get().astype("float64"), expected, rtol=tolerance, atol=1e-6)
+        assert whole(result)
+    call = (4, 5, 6, 1, cublaslt_on_cpu.ComputeType.COMPUTE_32F, cublaslt_on_cpu.Epilogue.BGRADA, 0.0)
+    assert cublaslt_on_cpu.calls == [call]
+    assert stand_in.launches == []
+
+
+def test_where_cublaslt_does_not_add_up_a_gradient_a_kernel_does(cupy, monkeypatch):
+    search = cublaslt_on_cpu.matmul_algo_get_heuristic
+
+    def refuse(light_handle, operation_desc, *args):
+        epilogue = cublaslt_on_cpu._objects[operation_desc]["EPILOGUE"]
+        if epilogue == cublaslt_on_cpu.Epilogue.BGRADA:
+            raise cublaslt_on_cpu.cuBLASLtError("not supported")
+        search(light_handle, operation_desc, *args)
+
+    monkeypatch.setattr(cublaslt_on_cpu, "matmul_algo_get_heuristic", refuse)
+    x, dout = normals(6, 5), normals(6, 4, seed=1)
+    _, cache = layers.affine_forward(cupy.array(x), cupy.zeros((5, 4), "f"), cupy.zeros(4, "f"))
+    for _ in range(2):
+        dw, db = linear_param_grads(cupy.array(dout), cache)
+        np.testing.assert_allclose(dw.get(), x.T @ dout, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(db.get(), dout.sum(axis=0), rtol=1e-5, atol=1e-6)
+    assert [launch.kernel for launch in stand_in.launches] == 2 * ["add_rows<float, float>"]
 
 
 def test_the_products_of_a_convolution_are_one_for_a_chunk_with_its_bias(cupy, monkeypatch):

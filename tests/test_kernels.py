@@ -247,6 +247,13 @@ CALLS = {
         for dtype in ("float64", "float32")
         for a, b in (((5, 4), (4, 3)), ((0, 4), (4, 3)), ((5, 0), (0, 3)), ((70, 100), (100, 33)))
     ],
+    "layers.affine.param_grads": [
+        (normals(n, d, dtype=dtype), douts, out)
+        for dtype in ("float64", "float32")
+        for n, d, m in ((5, 4, 3), (1, 1, 1), (0, 4, 3), (5, 0, 3), (70, 100, 33), (2000, 5, 40))
+        for douts in (normals(n, m, dtype=dtype, seed=1), normals(m, n, dtype=dtype, seed=1).T)
+        for out in (None, np.ones((d, m), dtype))
+    ],
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
         *((x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)),
@@ -303,6 +310,7 @@ ELEMENTWISE["layers.activation.gelu_and_slope on cupy"] = 64
 # Of a result's largest number: the convolutions add up to some hundred products, in another order. What is in neither
 # table is equal to the bit.
 ROUNDINGS = {
+    "layers.affine.param_grads": 16,
     "layers.batchnorm.moments": 16,
     "layers.batchnorm.running_moments": 4,
     "layers.batchnorm.scales": 4,
@@ -330,6 +338,7 @@ ROUNDINGS = {
 OF_DEVICES = {
     "random.philox",
     "products.matmul_bias",
+    "layers.affine.param_grads",
     "random.dropout_mask",
     "data.images.pick",
     "optim.norms.sum_of_squares",

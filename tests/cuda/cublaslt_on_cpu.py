@@ -43,6 +43,7 @@ class MatmulPreferenceAttribute(enum.IntEnum):
 class Epilogue(enum.IntEnum):
     DEFAULT = 1
     BIAS = 4
+    BGRADA = 256
 
 
 class ReductionScheme(enum.IntEnum):
@@ -185,6 +186,7 @@ def matmul_algo_get_heuristic(
     _require(wishes["MAX_WORKSPACE_BYTES"] >= WORKSPACE and requested_algo_count == 1, "no algorithm")
     _require(wishes["REDUCTION_SCHEME_MASK"] == ReductionScheme.COMPUTE_TYPE, "sums would be rounded on the way")
     _require(operation["EPILOGUE"] == 1 or operation["BIAS_POINTER"] != 0, "no bias")
+    _require(operation["EPILOGUE"] != Epilogue.BGRADA or not operation["TRANSA"], "sums of a transposed A")
     searches.append(operation_desc)
     aligned = [wishes[f"MIN_ALIGNMENT_{x}_BYTES"] for x in "ABCD"]
     _algorithms[len(searches)] = operation_desc, adesc, bdesc, cdesc, ddesc, aligned
@@ -232,6 +234,9 @@ def matmul(
         stride = operation["BIAS_BATCH_STRIDE"]
         bias = _memory(operation["BIAS_POINTER"], result.dtype, (count - 1) * stride + m)
         values = values + as_strided(bias, (count, m, 1), (stride * bias.itemsize, bias.itemsize, 0)).astype(computed)
+    if operation["EPILOGUE"] == Epilogue.BGRADA:  # of D's type, the sum over k for each row of A
+        sums = np.ascontiguousarray(first[0]).sum(axis=1)
+        _memory(operation["BIAS_POINTER"], result.dtype, m)[...] = sums.astype(result.dtype)
     result[...] = values.astype(result.dtype)
     calls.append(Call(m, n, k, count, operation["compute"], operation["EPILOGUE"], float(beta)))
 

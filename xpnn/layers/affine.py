@@ -4,7 +4,8 @@ import math
 from typing import ClassVar
 
 from xpnn.arguments import check_flag, check_whole
-from xpnn.backend import Array, Shape, namespace, one_kind
+from xpnn.backend import Array, Shape, library_of, namespace, one_kind
+from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import sum_rows
@@ -140,7 +141,14 @@ def linear_param_grads(dout: Array, cache: Cache, out: Array | None = None) -> t
     """The dw and db of `linear_backward` alone; dw in `out` where it is given."""
     rows, _, _, has_bias = cache
     douts = _last_axis_rows(dout)
-    return product(rows.T, douts, out), sum_rows(douts) if has_bias else None
+    if not has_bias:
+        return product(rows.T, douts, out), None
+    return (fast_path("layers.affine.param_grads", library_of(dout)) or param_grads)(rows, douts, out)
+
+
+def param_grads(rows: Array, douts: Array, out: Array | None = None) -> tuple[Array, Array]:
+    """The definition of the gradients of a matrix, in `out` where that is given, and of the bias that is added."""
+    return product(rows.T, douts, out), sum_rows(douts)
 
 
 def _last_axis_rows(x: Array) -> Array:

@@ -1,7 +1,7 @@
 """Matrix products by cuBLASLt, through nvmath-python's bindings; plans are kept.
 
-It is asked for what CuPy has not: a bias added by the product itself, stacks of half-precision matrices, results in
-float32 of factors in half, and calls while a CUDA graph is captured.
+It is asked for what CuPy has not: a bias added by the product itself or its gradient, stacks of half-precision
+matrices, results in float32 of factors in half, and calls while a CUDA graph is captured.
 
 cuBLASLt knows matrices by columns. One that lies in memory by rows is to it the transposed one, so it is asked for the
 transposed product, ``outᵀ = bᵀ aᵀ``. Its bias, a number for each row of outᵀ, is then one for each column of out.
@@ -52,17 +52,21 @@ def _handle(lt: Any) -> int:
     return lt.create()
 
 
-def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool) -> bool:
-    """Do what `products.multiply` does, or return False: some products cuBLASLt has not."""
+def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "BIAS") -> bool:
+    """Do what `products.multiply` does, or return False: some products cuBLASLt has not.
+
+    With the epilogue ``"BGRADA"`` the sum of the rows of b is written into `bias`, in place of what is read there.
+    """
     if library() is None or not by_rows(out):
         return False
     a, b = (x if by_rows(x) or by_rows(x.transpose(0, 2, 1)) else cupy.ascontiguousarray(x) for x in (a, b))
     bias = None if bias is None else cupy.ascontiguousarray(bias)
     pointers = b.data.ptr, a.data.ptr, out.data.ptr
     aligned = tuple(min(pointer & -pointer, ALIGNED) for pointer in pointers)
-    key = (a.shape, b.shape, a.strides, b.strides, out.strides, a.dtype.char, out.dtype.char, bias is None, aligned)
+    after = None if bias is None else epilogue
+    key = (a.shape, b.shape, a.strides, b.strides, out.strides, a.dtype.char, out.dtype.char, after, aligned)
     if key not in _plans:
-        _plans[key] = _plan(a, b, out, bias, aligned)
+        _plans[key] = _plan(a, b, out, bias, aligned, epilogue)
     plan = _plans[key]
     if plan is None:
         return False
@@ -102,7 +106,7 @@ def by_rows(x: Any) -> bool:
     )
 
 
-def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...]) -> Plan | None:
+def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogue: str) -> Plan | None:
     lt, types = library(), importlib.import_module("nvmath.bindings.cublas").ComputeType
     if a.dtype.char == "d":
         compute, scale = types.COMPUTE_64F, CUDA_TYPES["d"]
@@ -112,7 +116,7 @@ def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...]) -> Plan
     description = lt.matmul_desc_create(compute, scale)
     _describe(description, TRANSA=not by_rows(b), TRANSB=not by_rows(a))
     if bias is not None:
-        _describe(description, EPILOGUE=lt.Epilogue.BIAS, BIAS_BATCH_STRIDE=bias.shape[1] if len(bias) > 1 else 0)
+        _describe(description, EPILOGUE=lt.Epilogue[epilogue], BIAS_BATCH_STRIDE=bias.shape[1] if len(bias) > 1 else 0)
         _describe_bias(description, bias)
     layouts = _layout(b), _layout(a), _layout(out)
     preference = lt.matmul_preference_create()

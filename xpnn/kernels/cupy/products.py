@@ -7,6 +7,7 @@ import cupy
 
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import cublaslt
+from xpnn.kernels.cupy.rows import add_rows
 
 if cublaslt.TF32:
     os.environ.setdefault("CUPY_TF32", "1")  # which cupy.matmul asks for
@@ -20,6 +21,18 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
 @kernel("products.matmul_bias", "cupy")
 def matmul_bias(a: Any, b: Any, bias: Any) -> Any:
     return _product(a, b, bias, None)
+
+
+@kernel("layers.affine.param_grads", "cupy")
+def param_grads(rows: Any, douts: Any, out: Any = None) -> tuple[Any, Any]:
+    """One product, which also adds up the douts that it reads, where cuBLASLt has that: for those that lie by rows."""
+    if rows.dtype == douts.dtype and douts.dtype.char in cublaslt.CUDA_TYPES and 0 not in (*rows.shape, *douts.shape):
+        dw = cupy.empty((rows.shape[1], douts.shape[1]), dtype=douts.dtype) if out is None else out
+        db = cupy.empty(douts.shape[1], dtype=douts.dtype)
+        stacks = rows.T[None], douts[None], dw[None], db[None]
+        if dw.dtype == db.dtype and cublaslt.by_rows(stacks[1]) and cublaslt.multiply(*stacks, False, "BGRADA"):
+            return dw, db
+    return matmul(rows.T, douts, out), add_rows(douts)
 
 
 def _product(a: Any, b: Any, bias: Any, out: Any) -> Any:
