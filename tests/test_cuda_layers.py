@@ -7,8 +7,9 @@ import pytest
 import stand_in
 
 from test_kernels import channels_last, definition, normals, ties
+from xpnn import Model, kernels, layers, losses, random
 from xpnn import backend as backends
-from xpnn import kernels, layers, losses, random
+from xpnn.layers import Affine, BatchNorm, Conv, ReLU, Sequential
 from xpnn.layers.pooling import window_max
 from xpnn.windows import Window
 
@@ -71,6 +72,58 @@ def test_a_layer_of_batchnorm_launches_nothing_else(cupy):
     stand_in.launches.clear()
     layer.forward(x)
     assert names() == ["scales", "normalize"]
+
+
+@pytest.mark.parametrize("shape", [(100, 24), (6, 5, 4, 4)])
+def test_a_relu_behind_a_batchnorm_launches_nothing(cupy, shape):
+    net = Sequential(BatchNorm(), ReLU())
+    Model(net, shape[1:], backend="cupy")
+    names = lambda: [launch.kernel for launch in stand_in.launches]  # noqa: E731
+    x = cupy.asarray(channels_last(normals(*shape)) if len(shape) == 4 else normals(*shape))
+    of = "true" if shape[1] % 4 == 0 else "false"  # whether 16 bytes are moved at once
+    stand_in.launches.clear()
+    out, cache = net.forward(x, train=True)
+    assert names() == ["moments<float>", "running_moments<float>", "scales<float>", f"normalize<float, {of}, true>"]
+    stand_in.launches.clear()
+    net.backward(out, cache)
+    assert names() == ["gradient_sums<float, true>", "means<float>", f"input_gradient<float, {of}, true>"]
+    stand_in.launches.clear()
+    net.infer(x)
+    assert names() == ["scales<float>", f"normalize<float, {of}, true>"]
+
+
+@pytest.mark.parametrize("kept", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("shape", [(100, 24), (6, 5, 4, 4)])
+def test_a_relu_behind_a_batchnorm_gives_numpys_gradients(cupy, kept, shape):
+    results = []
+    for backend in ("numpy", "cupy"):
+        net = Sequential(Affine(24) if len(shape) == 2 else Conv(8, 3, pad="same"), BatchNorm(), ReLU(), Affine(3))
+        model = Model(net, shape[1:], dtype=kept, backend=backend, rng=0)
+        asarray = backends.get(backend).asarray
+        for _ in range(2):
+            loss, grads = model.loss(asarray(normals(*shape)), asarray(np.arange(shape[0]) % 3))
+        results.append([*map(backends.to_numpy, (loss, grads.flat, model.loss(asarray(normals(*shape)))))])
+    eps = np.finfo(kept).eps
+    for host, device in zip(*results, strict=True):
+        assert device.dtype == host.dtype
+        np.testing.assert_allclose(device, host, rtol=0, atol=64 * eps * np.abs(host).max())
+
+
+class Doubled(BatchNorm):
+    """A batch norm that gives twice as much."""
+
+    def forward(self, x, train=False):
+        out, cache = super().forward(x, train)
+        return 2 * out, cache
+
+
+def test_a_batchnorm_with_a_forward_of_its_own_is_heard(cupy):
+    net = Sequential(Doubled(), ReLU())
+    Model(net, (24,), backend="cupy")
+    x = cupy.asarray(normals(100, 24))
+    out, _ = net.forward(x, train=True)
+    plain, _ = layers.batchnorm_forward(x, cupy.ones(24, "f"), cupy.zeros(24, "f"), {"mode": "train"})
+    np.testing.assert_allclose(out.get(), np.maximum(2 * plain.get(), 0), atol=1e-6)
 
 
 def test_pooling_is_one_launch_each_way(cupy):
@@ -228,6 +281,9 @@ def test_batchnorm_computes_in_float32(cupy, half, d):
         ("running_moments", a, b, c, e, 0.9, 1.25),
         ("scales", a, b, 1e-5),
         ("normalize", x, a, b, c),
+        ("normalize_relu", x, a, b, c),
+        ("gradient_sums_relu", dout, x, a, b, c),
+        ("input_gradient_relu", dout, x, a, b, c, e, a),
         ("gradient_sums", dout, x, a),
         ("means", a, b, c, 5000),
         ("input_gradient", dout, x, a, b, c, e),

@@ -215,6 +215,16 @@ CALLS = {
         (*vectors(normals(1, d, dtype=dtype), 3), 7) for dtype in ("float64", "float32") for d in (3, 500)
     ],
     "layers.batchnorm.normalize": [(x, *vectors(x, 3)) for x in ROWS],
+    "layers.batchnorm.normalize_relu": [
+        *((x, *vectors(x, 3)) for x in ROWS),
+        (np.array([[np.nan], [1.0], [-1.0], [0.0]]), *np.array([[0.0], [1.0], [0.0]])),
+    ],
+    "layers.batchnorm.gradient_sums_relu": [
+        (normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 3)) for x in ROWS
+    ],
+    "layers.batchnorm.input_gradient_relu": [
+        (normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 5)) for x in ROWS
+    ],
     "layers.batchnorm.gradient_sums": [
         *((normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 1)) for x in ROWS),
         (normals(9, 3), normals(9, 3, dtype="float64", seed=1), normals(3, dtype="float64")),
@@ -317,6 +327,7 @@ ROUNDINGS = {
     "layers.batchnorm.means": 4,
     "layers.batchnorm.normalize": 0,
     "layers.batchnorm.gradient_sums": 16,
+    "layers.batchnorm.gradient_sums_relu": 16,
     "layers.batchnorm.input_gradient": 0,
     "layers.convolution.correlate": 16,
     "layers.convolution.correlate_filter_grad": 16,
@@ -333,6 +344,8 @@ ROUNDINGS = {
     # A device rounds a product and a sum once.
     "layers.batchnorm.normalize on cupy": 2,
     "layers.batchnorm.input_gradient on cupy": 2,
+    "layers.batchnorm.normalize_relu": 2,
+    "layers.batchnorm.input_gradient_relu": 2,
 }
 # What NumPy has no kernel for.
 OF_DEVICES = {
@@ -344,6 +357,7 @@ OF_DEVICES = {
     "optim.norms.sum_of_squares",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",
+    *(f"layers.batchnorm.{name}_relu" for name in ("normalize", "gradient_sums", "input_gradient")),
     "layers.batchnorm.running_moments",
     "layers.batchnorm.scales",
     "layers.batchnorm.means",

@@ -7,7 +7,7 @@ from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
-from xpnn.layers.precision import in_single_precision
+from xpnn.layers.precision import in_single_precision, narrowed, widened
 from xpnn.layers.rows import add_rows, images, pixels
 
 SETTINGS, RUNNING = ("mode", "eps", "momentum", "unbiased"), ("running_mean", "running_var")
@@ -45,6 +45,11 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
     """
+    return _forward(x, gamma, beta, bn_param, relu=False)
+
+
+def _forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], relu: bool) -> tuple[Array, Cache]:
+    """`batchnorm_forward`, and a ReLU if asked for: which numbers were positive is not kept, but computed again."""
     xp = one_kind("batchnorm", x=x, gamma=gamma, beta=beta)
     if x.ndim != 2 or gamma.shape != x.shape[1:] or beta.shape != x.shape[1:]:
         raise ValueError(
@@ -76,8 +81,9 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
     else:
         mean, var = running_mean, running_var
     inv_std, scale = (fast_path("layers.batchnorm.scales", library_of(x)) or scales)(var, gamma, eps)
-    out = (fast_path("layers.batchnorm.normalize", library_of(x)) or normalize)(x, mean, scale, beta)
-    return out, (x, mean, inv_std, scale, mode)
+    name, plain = ("normalize_relu", normalize_relu) if relu else ("normalize", normalize)
+    out = (fast_path(f"layers.batchnorm.{name}", library_of(x)) or plain)(x, mean, scale, beta)
+    return out, (x, mean, inv_std, scale, beta if relu else None, mode)
 
 
 def _check_settings(where: str, eps: float, momentum: float) -> tuple[float, float]:
@@ -108,20 +114,27 @@ def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
 
 def _param_grads(dout: Array, cache: Cache) -> tuple[Array, Array]:
-    x, mean, inv_std, _, _ = cache
+    x, mean, inv_std, scale, beta, _ = cache
     check_dout("batchnorm_backward", dout, x, x.shape)
-    fast = fast_path("layers.batchnorm.gradient_sums", library_of(x))
-    dbeta, products = (fast or gradient_sums)(dout, x, mean)
+    if beta is None:
+        fast = fast_path("layers.batchnorm.gradient_sums", library_of(x))
+        dbeta, products = (fast or gradient_sums)(dout, x, mean)
+    else:
+        fast = fast_path("layers.batchnorm.gradient_sums_relu", library_of(x))
+        dbeta, products = (fast or gradient_sums_relu)(dout, x, mean, scale, beta)
     return products * inv_std, dbeta
 
 
 def _input_grad(dout: Array, cache: Cache, dgamma: Array, dbeta: Array) -> Array:
-    x, mean, inv_std, scale, mode = cache
+    x, mean, inv_std, scale, beta, mode = cache
     if mode == "test":
-        return dout * scale
+        return (dout if beta is None else where_passed(dout, x, mean, scale, beta)) * scale
     shift, slope = (fast_path("layers.batchnorm.means", library_of(x)) or means)(dbeta, dgamma, inv_std, dout.shape[0])
-    fast = fast_path("layers.batchnorm.input_gradient", library_of(x))
-    return (fast or input_gradient)(dout, x, mean, scale, shift, slope)
+    if beta is None:
+        fast = fast_path("layers.batchnorm.input_gradient", library_of(x))
+        return (fast or input_gradient)(dout, x, mean, scale, shift, slope)
+    fast = fast_path("layers.batchnorm.input_gradient_relu", library_of(x))
+    return (fast or input_gradient_relu)(dout, x, mean, scale, beta, shift, slope)
 
 
 def moments(x: Array) -> tuple[Array, Array]:
@@ -165,6 +178,28 @@ def input_gradient(dout: Array, x: Array, mean: Array, scale: Array, shift: Arra
     return (dout - shift - (x - mean) * slope) * scale
 
 
+def normalize_relu(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
+    """The definition of what a batch norm and a ReLU behind it return."""
+    return namespace(x).maximum(normalize(x, mean, scale, beta), 0.0)
+
+
+def where_passed(dout: Array, x: Array, mean: Array, scale: Array, beta: Array) -> Array:
+    """Return dout where `normalize_relu` returned a positive number, else 0."""
+    return namespace(x).where(normalize(x, mean, scale, beta) > 0.0, dout, 0.0)
+
+
+def gradient_sums_relu(dout: Array, x: Array, mean: Array, scale: Array, beta: Array) -> tuple[Array, Array]:
+    """The definition of the sums in `batchnorm_backward`, after `normalize_relu`."""
+    return gradient_sums(where_passed(dout, x, mean, scale, beta), x, mean)
+
+
+def input_gradient_relu(
+    dout: Array, x: Array, mean: Array, scale: Array, beta: Array, shift: Array, slope: Array
+) -> Array:
+    """The definition of dx in `batchnorm_backward`, after `normalize_relu`."""
+    return input_gradient(where_passed(dout, x, mean, scale, beta), x, mean, scale, shift, slope)
+
+
 def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
     """Normalize each channel over the batch and its pixels: `batchnorm_forward` with the N H W pixels as examples.
 
@@ -191,13 +226,17 @@ def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dic
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, section 3.2.
     """
+    return _spatial_forward(x, gamma, beta, bn_param, relu=False)
+
+
+def _spatial_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], relu: bool) -> tuple[Array, Cache]:
     one_kind("spatial_batchnorm", x=x, gamma=gamma, beta=beta)
     if x.ndim != 4 or gamma.shape != x.shape[1:2] or beta.shape != x.shape[1:2]:
         raise ValueError(
             "spatial_batchnorm: expected x (N, C, H, W), gamma (C,) and beta (C,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
-    out, cache = batchnorm_forward(pixels(x), gamma, beta, bn_param)
+    out, cache = _forward(pixels(x), gamma, beta, bn_param, relu)
     return images(out, x.shape), (cache, x.shape)
 
 
@@ -296,10 +335,17 @@ class BatchNorm(Layer):
         return self._affine_specs(input_shape, learned=False) | statistics
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return self._forward(x, train, relu=False)
+
+    def forward_relu(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        """`forward` and a ReLU, for `backward` to differentiate: quicker than the two where a kernel does both."""
+        out, cache = self._forward(widened(x), train, relu=True)
+        return narrowed(out, x.dtype), cache
+
+    def _forward(self, x: Array, train: bool, relu: bool) -> tuple[Array, Cache]:
         self.bn_param["mode"] = "train" if train else "test"
         gamma, beta = ((self.params if self.learned[key] else self.state)[key] for key in ("gamma", "beta"))
-        forward = batchnorm_forward if x.ndim == 2 else spatial_batchnorm_forward
-        return forward(x, gamma, beta, self.bn_param)
+        return (_forward if x.ndim == 2 else _spatial_forward)(x, gamma, beta, self.bn_param, relu)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         if input_grad:

@@ -1,5 +1,8 @@
 // Batch normalization of rows (n, d): statistics of the columns, and what is computed of each number by them.
 //
+// With `relu` the result is rectified, and a gradient is 0 where that was not positive: it is computed again, which is
+// quicker than to read it.
+//
 // A block is blockDim.x columns wide and blockDim.y rows high: threads side by side read neighboring numbers, and each
 // stays in its column.
 
@@ -24,6 +27,10 @@ __device__ Value column_reduce(Value value, Op op) {
 
 // Threads beyond the last column repeat it: they too come to the barriers.
 __device__ i64 column_of(i64 d) { return min(blockIdx.x * (i64)blockDim.x + threadIdx.x, d - 1); }
+
+// The same bits in every kernel.
+template <typename A>
+__device__ __forceinline__ A normalized(A x, A mean, A scale, A beta) { return fma(x - mean, scale, beta); }
 
 // ---- mean and variance
 
@@ -111,16 +118,20 @@ __device__ void write_sums(Sums<Acc<T>> sums, i64 column, T* douts, T* products)
     products[column] = narrow<T>(sums.products);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const T* dout, const T* x, const T* mean, i64 n, i64 d,
-                                                              i64 rows, Acc<T>* chunks, T* douts, T* products) {
+template <typename T, bool relu>
+__global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const T* dout, const T* x, const T* mean, const T* scale,
+                                                              const T* beta, i64 n, i64 d, i64 rows, Acc<T>* chunks,
+                                                              T* douts, T* products) {
     const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n);
     const Acc<T> center = mean ? widen(mean[column]) : 0;
+    const Acc<T> factor = relu ? widen(scale[column]) : 1, shift = relu ? widen(beta[column]) : 0;
     Sums<Acc<T>> all = {0, 0};
 #pragma unroll 8
     for (i64 row = first + threadIdx.y; row < end; row += blockDim.y) {
-        const Acc<T> g = widen(dout[row * d + column]);
-        all = Add()(all, Sums<Acc<T>>{g, g * (widen(x[row * d + column]) - center)});
+        const Acc<T> y = widen(x[row * d + column]);
+        const bool passes = !relu || normalized(y, center, factor, shift) > 0;
+        const Acc<T> g = passes ? widen(dout[row * d + column]) : 0;
+        all = Add()(all, Sums<Acc<T>>{g, g * (y - center)});
     }
     all = column_reduce(all, Add());
     if (threadIdx.y > 0) return;
@@ -181,7 +192,7 @@ __device__ Numbers<T, K> from(const T* vector) {
     return numbers;
 }
 
-template <typename T, bool packed>
+template <typename T, bool packed, bool relu>
 __global__ void normalize(i64 n, i64 d, const T* x, const T* mean, const T* scale, const T* beta, T* out) {
     constexpr int K = packed ? 16 / sizeof(T) : 1;
     const i64 column = K * (blockIdx.x * (i64)blockDim.x + threadIdx.x), step = (i64)gridDim.y * blockDim.y;
@@ -191,24 +202,29 @@ __global__ void normalize(i64 n, i64 d, const T* x, const T* mean, const T* scal
     for (i64 row = blockIdx.y * (i64)blockDim.y + threadIdx.y; row < n; row += step) {
         Numbers<T, K> y = read<K>(x + row * d + column);
         for (int k = 0; k < K; ++k) {
-            y.number[k] = (y.number[k] - centers.number[k]) * scales.number[k] + betas.number[k];
+            const Acc<T> number = normalized(y.number[k], centers.number[k], scales.number[k], betas.number[k]);
+            y.number[k] = relu && number < 0 ? 0 : number;  // what is no number stays
         }
         write(out + row * d + column, y);
     }
 }
 
-template <typename T, bool packed>
-__global__ void input_gradient(i64 n, i64 d, const T* dout, const T* x, const T* mean, const T* scale, const T* shift,
-                               const T* slope, T* dx) {
+template <typename T, bool packed, bool relu>
+__global__ void input_gradient(i64 n, i64 d, const T* dout, const T* x, const T* mean, const T* scale, const T* beta,
+                               const T* shift, const T* slope, T* dx) {
     constexpr int K = packed ? 16 / sizeof(T) : 1;
     const i64 column = K * (blockIdx.x * (i64)blockDim.x + threadIdx.x), step = (i64)gridDim.y * blockDim.y;
     if (column >= d) return;
     const Numbers<T, K> centers = from<K>(mean + column), scales = from<K>(scale + column);
     const Numbers<T, K> shifts = from<K>(shift + column), slopes = from<K>(slope + column);
+    const Numbers<T, K> betas = relu ? from<K>(beta + column) : shifts;
     for (i64 row = blockIdx.y * (i64)blockDim.y + threadIdx.y; row < n; row += step) {
         Numbers<T, K> g = read<K>(dout + row * d + column), y = read<K>(x + row * d + column);
         for (int k = 0; k < K; ++k) {
             const Acc<T> centered = y.number[k] - centers.number[k];
+            if (relu && !(normalized(y.number[k], centers.number[k], scales.number[k], betas.number[k]) > 0)) {
+                g.number[k] = 0;
+            }
             g.number[k] = (g.number[k] - shifts.number[k] - centered * slopes.number[k]) * scales.number[k];
         }
         write(dx + row * d + column, g);

@@ -16,9 +16,14 @@ CHUNKS = 512  # at most, over all columns
 BATCHNORM = Source(
     "batchnorm.cu",
     of_each_type(
-        *("moments<T>", "merge_moments<T>", "gradient_sums<T>", "add_sums<T>"),
+        *("moments<T>", "merge_moments<T>", "gradient_sums<T, false>", "gradient_sums<T, true>", "add_sums<T>"),
         *("running_moments<T>", "scales<T>", "means<T>"),
-        *("normalize<T, true>", "normalize<T, false>", "input_gradient<T, true>", "input_gradient<T, false>"),
+        *(
+            f"{name}<T, {packed}, {relu}>"
+            for name in ("normalize", "input_gradient")
+            for packed in ("true", "false")
+            for relu in ("true", "false")
+        ),
     ),
 )
 
@@ -41,15 +46,25 @@ def moments(x: Any) -> tuple[Any, Any]:
 @kernel("layers.batchnorm.gradient_sums", "cupy")
 def gradient_sums(dout: Any, x: Any, mean: Any) -> tuple[Any, Any]:
     """One launch, or two as for the moments. A mean of None is one of 0."""
-    own = dout.dtype
-    dout, x, mean = of_one_type(dout, x, mean)
+    return _gradient_sums(dout, x, mean)
+
+
+@kernel("layers.batchnorm.gradient_sums_relu", "cupy")
+def gradient_sums_relu(dout: Any, x: Any, mean: Any, scale: Any, beta: Any) -> tuple[Any, Any]:
+    return _gradient_sums(dout, x, mean, scale, beta)
+
+
+def _gradient_sums(dout: Any, x: Any, mean: Any, scale: Any = None, beta: Any = None) -> tuple[Any, Any]:
+    own, relu = dout.dtype, FLAGS[beta is not None]
+    dout, x, mean, scale, beta = of_one_type(dout, x, mean, scale, beta)
     n, d = x.shape
     if not x.size:
         return cupy.zeros(d, dtype=own), cupy.zeros(d, dtype=x.dtype)
     sums, products = cupy.empty(d, dtype=x.dtype), cupy.empty(d, dtype=x.dtype)
     grid, block, rows, chunks = _in_chunks(x)
     of = C_TYPES[x.dtype.char]
-    BATCHNORM.launch(f"gradient_sums<{of}>", grid, block, (dout, x, mean, n, d, rows, chunks, sums, products))
+    args = (dout, x, mean, scale, beta, n, d, rows, chunks, sums, products)
+    BATCHNORM.launch(f"gradient_sums<{of}, {relu}>", grid, block, args)
     if grid[1] > 1:
         BATCHNORM.launch(f"add_sums<{of}>", grid[:1], block, (d, chunks, grid[1], sums, products))
     return sums.astype(own, copy=False), products
@@ -57,12 +72,22 @@ def gradient_sums(dout: Any, x: Any, mean: Any) -> tuple[Any, Any]:
 
 @kernel("layers.batchnorm.normalize", "cupy")
 def normalize(x: Any, mean: Any, scale: Any, beta: Any) -> Any:
-    return _each_number("normalize", [x], [mean, scale, beta])
+    return _each_number("normalize", [x], [mean, scale, beta], relu=False)
+
+
+@kernel("layers.batchnorm.normalize_relu", "cupy")
+def normalize_relu(x: Any, mean: Any, scale: Any, beta: Any) -> Any:
+    return _each_number("normalize", [x], [mean, scale, beta], relu=True)
 
 
 @kernel("layers.batchnorm.input_gradient", "cupy")
 def input_gradient(dout: Any, x: Any, mean: Any, scale: Any, shift: Any, slope: Any) -> Any:
-    return _each_number("input_gradient", [dout, x], [mean, scale, shift, slope])
+    return _each_number("input_gradient", [dout, x], [mean, scale, None, shift, slope], relu=False)
+
+
+@kernel("layers.batchnorm.input_gradient_relu", "cupy")
+def input_gradient_relu(dout: Any, x: Any, mean: Any, scale: Any, beta: Any, shift: Any, slope: Any) -> Any:
+    return _each_number("input_gradient", [dout, x], [mean, scale, beta, shift, slope], relu=True)
 
 
 @kernel("layers.batchnorm.running_moments", "cupy")
@@ -92,7 +117,7 @@ def _each_column(name: str, vectors: list[Any], *scalars: float) -> tuple[Any, A
     return results
 
 
-def _each_number(name: str, rows: list[Any], vectors: list[Any]) -> Any:
+def _each_number(name: str, rows: list[Any], vectors: list[Any], relu: bool) -> Any:
     """Call a kernel for arrays (N, D) and vectors (D,); return what it gives, an array (N, D)."""
     arrays = of_one_type(*rows, *vectors)
     x = arrays[0]
@@ -101,7 +126,7 @@ def _each_number(name: str, rows: list[Any], vectors: list[Any]) -> Any:
     if x.size:
         pack = packed(d, *arrays[: len(rows)])
         grid, block = over_rows(n, d * x.dtype.itemsize // 16 if pack else d)
-        kernel_name = f"{name}<{C_TYPES[x.dtype.char]}, {FLAGS[pack]}>"
+        kernel_name = f"{name}<{C_TYPES[x.dtype.char]}, {FLAGS[pack]}, {FLAGS[relu]}>"
         BATCHNORM.launch(kernel_name, grid, block, (n, d, *arrays, out))
     return out
 
