@@ -16,7 +16,8 @@ import os
 import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -183,6 +184,8 @@ class CuPy(Backend):
     name = package = "cupy"
     pip = "'cupy-cuda13x[ctk]' (for a CUDA 12 driver 'cupy-cuda12x[ctk]')"
     default_device = "0"
+    graphs: ClassVar[WeakSet[Any]] = WeakSet()  # recorded work, each with its own `pool` of memory
+    _peak = 0
 
     @property
     def asynchronous(self) -> bool:
@@ -245,11 +248,15 @@ class CuPy(Backend):
     def peak_memory(self) -> int | None:
         import cupy
 
-        return cupy.get_default_memory_pool().total_bytes()  # the pool grows, and gives nothing back by itself
+        # A pool grows, and gives nothing back by itself.
+        pools = cupy.get_default_memory_pool(), *(graph.pool for graph in self.graphs)
+        self._peak = max(self._peak, sum(pool.total_bytes() for pool in pools))
+        return self._peak
 
     def free_memory(self) -> None:
         import cupy
 
+        self.peak_memory()
         cupy.get_default_memory_pool().free_all_blocks()
 
 

@@ -402,10 +402,11 @@ def info() -> None:
         how = f"compiled by numba {version('numba')}" if COMPILED else "NumPy's own; compiled by: pip install numba"
         _say(f"loops of numpy's kernels: {how}")
     if backends.get("cupy").is_available() and kernels.fast_path("products.matmul", "cupy"):
-        from xpnn.kernels.cupy import convolution, products
+        from xpnn.kernels.cupy import convolution, graph, products
 
         _say(f"products of cupy: {products.describe()}")
         _say(f"convolutions of cupy: {convolution.describe()}")
+        _say(f"training steps of cupy: {graph.describe()}")
     for remedy in remedies:
         _say(remedy)
     _say(f"auto takes {_auto()}")

@@ -19,6 +19,7 @@ from xpnn import backend as backends
 from xpnn.backend import Array, Backend, Shape, dtype_name, namespace
 from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
+from xpnn.recording import varying
 
 # Streams of one seed, so that no two uses share numbers. Dropout layers count on from the last.
 WEIGHTS, BATCHES, EVALUATION, AUGMENTATION, FLIPS, DROPOUT = 0, 1, 2, 3, 4, 16
@@ -141,19 +142,22 @@ class Generator:
         target, shape = backends.get(backend), _shape(shape)
         n = math.prod(shape)
         draw = fast_path("random.dropout_mask", target.name) or dropout_mask
-        mask = draw(self.seed, self.stream, self.counter, n, float(p), dtype_name(dtype))
-        self._use(-(-n // 8))
+        mask = draw(self.seed, self.stream, self._past(-(-n // 8)), n, float(p), dtype_name(dtype))
         return self._deliver(mask, shape, target)
 
     def _bits(self, n: int, target: Backend) -> Array:
         """n uint64, on the device where it has a kernel, else on the host; the counter moves past them."""
         draw = fast_path("random.philox", target.name) or philox
-        bits = draw(self.seed, self.stream, self.counter, n)
-        self._use(-(-n // 4))
-        return bits
+        return draw(self.seed, self.stream, self._past(-(-n // 4)), n)
 
-    def _use(self, blocks: int) -> None:
-        self.counter = (self.counter + blocks) % 2**64
+    def _past(self, blocks: int) -> Any:
+        """Move the counter past so many blocks; return what it was, or a place for it where a step is recorded."""
+
+        def move() -> int:
+            before, self.counter = self.counter, (self.counter + blocks) % 2**64
+            return before
+
+        return varying(move, dtype="uint64")
 
     def _bits32(self, n: int, target: Backend) -> Array:
         return self._bits((n + 1) // 2, target).view("uint32")[:n]

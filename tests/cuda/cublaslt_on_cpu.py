@@ -12,8 +12,9 @@ import types
 from typing import NamedTuple
 
 import numpy as np
+import stand_in
 from numpy.lib.stride_tricks import as_strided
-from stand_in import STREAM
+from stand_in import deferred
 
 WORKSPACE = 512  # bytes that every algorithm wants
 
@@ -214,30 +215,36 @@ def matmul(
     workspace_size_in_bytes: int,
     stream: int,
 ) -> None:
-    operation = _objects[compute_desc]
+    operation = {**_objects[compute_desc]}  # as it is now
     m, n, k, count = _shape(operation, adesc, bdesc, cdesc, ddesc)
     *described, aligned = _algorithms[int(_memory(algo, matmul_algo_dtype, 1)["data_"][0, 0])]
     _require(described == [compute_desc, adesc, bdesc, cdesc, ddesc], "an algorithm for another product")
     _require(all(x % least == 0 for x, least in zip((a, b, c, d), aligned, strict=True)), "not aligned as promised")
     _require(workspace != 0 and workspace_size_in_bytes >= WORKSPACE, "the algorithm wants a workspace")
-    _require(stream == STREAM, "another stream than CuPy's")
+    _require(stream == stand_in.streams[-1].ptr, "another stream than CuPy's")
     computed = np.dtype("float64" if operation["compute"] == ComputeType.COMPUTE_64F else "float32")
     scale = np.dtype(CUDA_TYPES[operation["scale"]])
     alpha, beta = (_memory(pointer, scale, 1)[0] for pointer in (alpha, beta))
-    first = _matrices(a, adesc, operation["TRANSA"]).astype(computed)
-    second = _matrices(b, bdesc, operation["TRANSB"]).astype(computed)
-    result = _matrices(d, ddesc, 0)
-    values = alpha * np.matmul(first, second)
-    if beta != 0:
-        values = values + beta * _matrices(c, cdesc, 0).astype(computed)
-    if operation["EPILOGUE"] == Epilogue.BIAS:  # of D's type, a number for each row, the same in all columns
-        stride = operation["BIAS_BATCH_STRIDE"]
-        bias = _memory(operation["BIAS_POINTER"], result.dtype, (count - 1) * stride + m)
-        values = values + as_strided(bias, (count, m, 1), (stride * bias.itemsize, bias.itemsize, 0)).astype(computed)
-    if operation["EPILOGUE"] == Epilogue.BGRADA:  # of D's type, the sum over k for each row of A
-        sums = np.ascontiguousarray(first[0]).sum(axis=1)
-        _memory(operation["BIAS_POINTER"], result.dtype, m)[...] = sums.astype(result.dtype)
-    result[...] = values.astype(result.dtype)
+
+    def compute() -> None:
+        first = _matrices(a, adesc, operation["TRANSA"]).astype(computed)
+        second = _matrices(b, bdesc, operation["TRANSB"]).astype(computed)
+        result = _matrices(d, ddesc, 0)
+        values = alpha * np.matmul(first, second)
+        if beta != 0:
+            values = values + beta * _matrices(c, cdesc, 0).astype(computed)
+        if operation["EPILOGUE"] == Epilogue.BIAS:  # of D's type, a number for each row, the same in all columns
+            stride = operation["BIAS_BATCH_STRIDE"]
+            bias = _memory(operation["BIAS_POINTER"], result.dtype, (count - 1) * stride + m)
+            values = values + as_strided(bias, (count, m, 1), (stride * bias.itemsize, bias.itemsize, 0)).astype(
+                computed
+            )
+        if operation["EPILOGUE"] == Epilogue.BGRADA:  # of D's type, the sum over k for each row of A
+            sums = np.ascontiguousarray(first[0]).sum(axis=1)
+            _memory(operation["BIAS_POINTER"], result.dtype, m)[...] = sums.astype(result.dtype)
+        result[...] = values.astype(result.dtype)
+
+    deferred(compute)
     calls.append(Call(m, n, k, count, operation["compute"], operation["EPILOGUE"], float(beta)))
 
 

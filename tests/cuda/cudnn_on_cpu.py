@@ -10,8 +10,9 @@ import math
 import sys
 
 import numpy as np
+import stand_in
 from numpy.lib.stride_tricks import as_strided
-from stand_in import STREAM
+from stand_in import deferred
 
 from xpnn.layers import convolution
 from xpnn.windows import Window
@@ -170,12 +171,16 @@ class pygraph:
 
     def execute(self, tensor_to_device_buffer, workspace, handle=None):
         _require(self.steps[-1] == "build_plans" and handle == HANDLE and workspace != 0, "not ready")
-        _require(streams[-1] == STREAM, "another stream than CuPy's")
+        _require(streams[-1] == stand_in.streams[-1].ptr, "another stream than CuPy's")
         arrays = {x.uid: x.in_memory(tensor_to_device_buffer[x.uid]) for x in self.tensors if x.uid is not None}
         _require(arrays.keys() == tensor_to_device_buffer.keys(), "arrays that the graph does not know")
-        value = self._value(self.result, arrays)
-        _require(list(value.shape) == self.result.dim, f"{value.shape} is not {self.result.dim}")
-        arrays[self.result.uid][...] = value
+
+        def compute() -> None:
+            value = self._value(self.result, arrays)
+            _require(list(value.shape) == self.result.dim, f"{value.shape} is not {self.result.dim}")
+            arrays[self.result.uid][...] = value
+
+        deferred(compute)
         operation = self.result.source
         biased = operation[0] == "bias"
         operation = operation[1].source if biased else operation

@@ -4,6 +4,9 @@ The call sites in xpnn/kernels/cupy run on it as they are, with their grids, arg
 by CuPy, whose kernels would read or write what they should not: arguments of other types than the kernel's, writes past
 the ends of an array or into a read-only one, NumPy's arrays among CuPy's. What `empty` gives holds no numbers.
 
+While a stream captures a graph nothing is computed, and what would wait for the device or go to the host is refused;
+the graph then does all of it at each launch, with the arrays and numbers that were given, in their places.
+
 How one adds a kernel, say for ``layers.pooling.window_max``:
 
 1. ``xpnn/kernels/cupy/pooling.cu`` includes common.cuh and has the kernel as a template over the type in memory;
@@ -20,13 +23,15 @@ import functools
 import importlib
 import itertools
 import math
+import operator
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,8 +57,6 @@ class Launch(NamedTuple):
     block: tuple[int, ...]
     shared_mem: int
 
-
-STREAM = 7777  # the current one
 
 launches: list[Launch] = []  # since `installed`, or what the test has cleared
 waits: list[str] = []  # the same: what on a device would wait for it, as `float(x)` does
@@ -93,27 +96,31 @@ class ndarray(np.ndarray):
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         _refuse_numpy(inputs)
+        if ufunc is np.matmul:
+            refuse_in_capture("cuBLAS")
         if out is not None:
-            kwargs["out"] = tuple(_plain(x) for x in out)
-        result = getattr(ufunc, method)(*map(_plain, inputs), **_plain(kwargs))
-        return out[0] if out is not None and len(out) == 1 else _on_device(result)
+            kwargs["out"] = out
+        into = inputs[0] if method == "at" else out[0] if out is not None and len(out) == 1 else out
+        return _do(getattr(ufunc, method), inputs, kwargs, into)
 
     def __array_function__(self, function, classes, args, kwargs):
         _refuse_numpy(args)
-        return _on_device(function(*_plain(args), **_plain(kwargs)))
+        return _do(function, args, kwargs, kwargs.get("out"))
 
     def __getitem__(self, key):
-        return _on_device(self.view(np.ndarray)[_plain(key)])
+        return _do(operator.getitem, (self, _index(key)))
 
     def __setitem__(self, key, value):
         _refuse_numpy((value,))
-        self.view(np.ndarray)[_plain(key)] = _plain(value)
+        _do(operator.setitem, (self, _index(key), value), into=self)
 
     def get(self):
+        refuse_in_capture("a copy to the host")
         waits.append("get")
         return np.array(self.view(np.ndarray))
 
     def item(self, *args):
+        refuse_in_capture("a copy to the host")
         waits.append("item")
         return self.view(np.ndarray).item(*args)
 
@@ -133,6 +140,30 @@ class ndarray(np.ndarray):
     def data(self):
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
+
+def _method(name: str):
+    def call(self, *args, **kwargs):
+        return _do(getattr(np.ndarray, name), (self, *args), kwargs)
+
+    return call
+
+
+for _name in (
+    "all",
+    "any",
+    "argmax",
+    "argsort",
+    "astype",
+    "copy",
+    "max",
+    "mean",
+    "min",
+    "ravel",
+    "reshape",
+    "sum",
+    "take",
+):
+    setattr(ndarray, _name, _method(_name))
 
 ndarray.__module__ = "cupy"
 
@@ -159,9 +190,63 @@ def _refuse_numpy(values) -> None:
             raise TypeError("CuPy takes no arrays of NumPy")
 
 
+@np.errstate(all="ignore")  # a device never warns
+def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
+    """Call a function of NumPy's, which writes into an array or returns new ones; while a graph is captured, later."""
+    kwargs = {} if kwargs is None else kwargs
+    if into is not None:
+        if _capture is None:
+            function(*_plain(args), **_plain(kwargs))
+        else:
+            call = _capture.remembered((args, kwargs))
+            _capture.work.append(lambda: _call(function, call))
+        return into
+    result = function(*_plain(args), **_plain(kwargs))
+    arrays = [
+        x for x in (result if isinstance(result, tuple | list) else [result]) if isinstance(x, np.ndarray | np.generic)
+    ]
+    if _capture is None or not arrays or any(_overlap(x, arg) for x in arrays for arg in _arrays_in((args, kwargs))):
+        return _on_device(result)
+    call, new = _capture.remembered((args, kwargs)), [_capture.hold(np.array(x)) for x in arrays]
+
+    def compute():
+        again = _call(function, call)
+        for x, value in zip(new, again if isinstance(again, tuple | list) else [again], strict=True):
+            x[...] = value
+
+    _capture.work.append(compute)
+    for x in new:
+        x[...] = 0  # computed later, and until then an index that every array has
+    return _on_device(type(result)(new) if isinstance(result, tuple | list) else new[0])
+
+
+def _call(function: Callable, remembered) -> object:
+    args, kwargs = _recalled(remembered)
+    return function(*args, **kwargs)
+
+
+def _index(key):
+    if any(x.dtype == bool for x in _arrays_in(key)):
+        refuse_in_capture("an index whose length nobody knows")
+    return key
+
+
+def _arrays_in(x) -> list[np.ndarray]:
+    if isinstance(x, np.ndarray):
+        return [x]
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else ()
+    return [array for part in parts for array in _arrays_in(part)]
+
+
+def _overlap(x, y) -> bool:
+    return isinstance(x, np.ndarray) and np.may_share_memory(x, y.view(np.ndarray))
+
+
 def empty(shape, dtype=float, order="C", *, device=None):
     dtype, shape = np.dtype(dtype), tuple(np.atleast_1d(np.array(shape, dtype=int)))
     memory = Memory.of(math.prod(shape) * dtype.itemsize)
+    if _capture is not None:
+        _capture.hold(memory)
     return memory[memory.start : memory.stop].view(np.ndarray).view(dtype).reshape(shape, order=order).view(ndarray)
 
 
@@ -198,6 +283,11 @@ def asarray(x, dtype=None, order=None, *, device=None, copy=None):
 
 def array(x, dtype=None, *, copy=True):
     """A copy on the device, with the strides that x has, gaps and repetitions included."""
+    if isinstance(x, ndarray):
+        copy = empty_like(x, dtype)
+        copy[...] = x
+        return copy
+    refuse_in_capture("a copy from the host")
     x = np.asarray(_plain(x), dtype=dtype)
     if 0 in x.shape:
         return empty_like(x)
@@ -289,9 +379,17 @@ class RawKernel:
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         sizes = [np.array([*size, 1, 1][:3], dtype=np.uint32) for size in (grid, block)]
         launches.append(Launch(self.name, tuple(grid), tuple(block), shared_mem))
-        error = launch(sizes[0].ctypes.data, sizes[1].ctypes.data, shared_mem, backwards, pointers)
-        if error:
-            raise KernelError(f"{self.name}: {error.decode()}")
+
+        def run() -> None:
+            error = launch(sizes[0].ctypes.data, sizes[1].ctypes.data, shared_mem, backwards, pointers)
+            if error:
+                raise KernelError(f"{self.name}: {error.decode()}")
+
+        if _capture is not None:
+            given = _capture.remembered(tuple(x for x in args if isinstance(x, ndarray)))
+            _capture.work.append(lambda: (_recalled(given), run(), values))
+            return
+        run()
         for i, x in enumerate(args):
             memory = _memory_of(x) if isinstance(x, ndarray) else None
             if memory is not None and not memory.is_whole():
@@ -331,12 +429,141 @@ def _check_sizes(grid, block, shared_mem, most_shared) -> None:
         raise KernelError(f"shared_mem: expected at most {most_shared} bytes; received {shared_mem}")
 
 
+# ---- streams and graphs
+
+
+class Capture:
+    """What a stream has been given since it began to capture."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable] = []
+        self.is_valid = True
+        self._held: dict[int, np.ndarray] = {}  # the memory that it allocated itself
+
+    def hold(self, x: np.ndarray) -> np.ndarray:
+        if not allocators:
+            raise KernelError("memory that others are given, too, once the graph is captured")
+        self._held[id(_root(x))] = _root(x)
+        return x
+
+    def remembered(self, x):
+        """Arguments, without keeping the arrays among them that the graph did not allocate."""
+        if isinstance(x, np.ndarray):
+            plain, root = x.view(np.ndarray), _root(x)
+            return Remembered(plain, None if id(root) in self._held else weakref.ref(root))
+        if isinstance(x, tuple | list):
+            return type(x)(map(self.remembered, x))
+        return {key: self.remembered(value) for key, value in x.items()} if isinstance(x, dict) else x
+
+
+class Remembered:
+    """An array of a graph: by its address, where somebody else has to keep it."""
+
+    def __init__(self, x: np.ndarray, root: weakref.ref | None) -> None:
+        self.root, self.dtype = root, x.dtype
+        self.kept = x if root is None else types.SimpleNamespace(__array_interface__=x.__array_interface__)
+
+    def recalled(self) -> np.ndarray:
+        if self.root is not None and self.root() is None:
+            raise KernelError("the memory of an array that a graph was captured with is somebody else's now")
+        return np.asarray(self.kept).view(self.dtype)
+
+
+def _recalled(x):
+    if isinstance(x, Remembered):
+        return x.recalled()
+    if isinstance(x, tuple | list):
+        return type(x)(map(_recalled, x))
+    return {key: _recalled(value) for key, value in x.items()} if isinstance(x, dict) else x
+
+
+def _root(x: np.ndarray) -> np.ndarray:
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return x
+
+
+@np.errstate(all="ignore")
+def deferred(work: Callable) -> None:
+    """Do work of a library's now, or at each launch of the graph that is being captured."""
+    if _capture is None:
+        work()
+    else:
+        _capture.work.append(work)
+
+
+def refuse_in_capture(what: str) -> None:
+    if _capture is not None:
+        _capture.is_valid = False
+        raise KernelError(f"a graph that is being captured cannot have {what}")
+
+
+class Stream:
+    _numbers = itertools.count(7777)
+
+    def __init__(self, *, non_blocking=False):
+        self.ptr, self.non_blocking = next(self._numbers), non_blocking
+
+    def __enter__(self):
+        streams.append(self)
+        return self
+
+    def __exit__(self, *_):
+        streams.pop()
+
+    def begin_capture(self):
+        global _capture
+        if streams[-1] is not self or not self.non_blocking or _capture is not None:
+            raise KernelError("a capture begins on a current stream that blocks no other")
+        _capture = Capture()
+
+    def end_capture(self):
+        global _capture
+        ended, _capture = _capture, None
+        if not ended.is_valid:
+            raise KernelError("the capture has become invalid")
+        return Graph(ended)
+
+
+class Graph:
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+
+    @np.errstate(all="ignore")
+    def launch(self):
+        launches.append(Launch("graph", (), (), 0))
+        for work in self._capture.work:
+            work()
+
+
+class MemoryPool:
+    def malloc(self, size):
+        raise NotImplementedError
+
+    def total_bytes(self):
+        return 0
+
+
+@contextlib.contextmanager
+def using_allocator(allocator):
+    allocators.append(allocator)
+    yield
+    allocators.pop()
+
+
+_capture: Capture | None = None
+allocators: list[Callable] = []
+streams = [Stream()]  # the last is the current one
+
+
 # ---- the modules
 
 
 def _error_function(x):
-    values = np.array([math.erf(value) for value in _plain(x).ravel().tolist()])
-    return asarray(values.reshape(x.shape).astype(x.dtype))
+    def values(x):
+        return np.array([math.erf(value) for value in x.ravel().tolist()]).reshape(x.shape).astype(x.dtype)
+
+    return _do(values, (x,))
 
 
 @functools.cache
@@ -362,12 +589,16 @@ def _modules() -> dict[str, types.ModuleType]:
         def call(*args, **kwargs):
             _refuse_numpy(args)
             kwargs.pop("device", None)
-            return _on_device(attribute(*_plain(args), **_plain(kwargs)))
+            if name in {"matmul", "dot", "tensordot", "einsum", "vecdot"}:
+                refuse_in_capture("cuBLAS")
+            return _do(attribute, args, kwargs, kwargs.get("out"))
 
         return call
 
     cupy.__getattr__ = of_numpy
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=STREAM))
+    cupy.cuda = types.SimpleNamespace(
+        get_current_stream=lambda: streams[-1], Stream=Stream, MemoryPool=MemoryPool, using_allocator=using_allocator
+    )
     modules["cupyx.scipy.special"].erf = _error_function
     for parent, child in itertools.pairwise(names[1:]):
         setattr(modules[parent], child.rpartition(".")[2], modules[child])

@@ -18,7 +18,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from xpnn import backend as backends
 from xpnn.backend import Array, dtype_name, is_floating, is_integer, namespace
@@ -27,6 +27,8 @@ from xpnn.errors import SettingError
 from xpnn.random import FLIPS, Generator
 
 Places = tuple[Array | None, Array | None]
+
+_channels: dict[tuple[Any, ...], Array] = {}  # what `_per_channel` has made
 
 
 @dataclass
@@ -41,8 +43,8 @@ class Batch:
         Where the images stand in the data set.
     rng : Generator
         For all that is drawn.
-    epoch : int
-        How many are complete.
+    epoch : int, or int64 array (1,)
+        How many are complete; the array where the step is recorded.
     num_examples : int
         The size of the data set.
     num_classes : int or None
@@ -54,7 +56,7 @@ class Batch:
     y: Array
     indices: Array
     rng: Generator
-    epoch: int = 0
+    epoch: int | Array = 0
     num_examples: int = 0
     num_classes: int | None = None
     dtype: str = "float32"
@@ -211,14 +213,11 @@ class AlternatingFlip(Transform):
         return None, _mirrored(x, xp.take(coins, batch.indices, axis=0) ^ (batch.epoch % 2))
 
     def _coins(self, *drawn_for: Any) -> Array:
-        """A coin for each image: those of the last batch, where it had the same seed, size and backend."""
-        coins = self._drawn.get(drawn_for)
-        if coins is None:
+        """A coin for each image, drawn once for a seed, size and backend, and kept: a recorded step knows the array."""
+        if drawn_for not in self._drawn:
             seed, num_examples, backend = drawn_for
-            coins = Generator(seed, FLIPS).integers(0, 2, num_examples, backend)
-            self._drawn.clear()
-            self._drawn[drawn_for] = coins
-        return coins
+            self._drawn[drawn_for] = Generator(seed, FLIPS).integers(0, 2, num_examples, backend)
+        return self._drawn[drawn_for]
 
 
 @dataclass(frozen=True)
@@ -319,6 +318,7 @@ class Mixup(Transform):
     """
 
     alpha: float
+    recordable: ClassVar[bool] = False  # l is drawn on the host
 
     def __post_init__(self) -> None:
         _set(self, alpha=_number("Mixup", "alpha", self.alpha))
@@ -429,8 +429,15 @@ def _one_hot(batch: Batch) -> Array:
 
 
 def _per_channel(values: float | tuple[float, ...], x: Array) -> Array:
-    """One number, or one for each channel, as an array (1, 1 or C, 1, 1) of the images' kind and dtype."""
-    return namespace(x).reshape(backends.of(x).asarray(_tuple(values), dtype=x.dtype), (1, -1, 1, 1))
+    """One number, or one for each channel, as an array (1, 1 or C, 1, 1) of the images' kind and dtype.
+
+    Made once and kept: each copy from the host would be waited for, and a recorded step knows the array.
+    """
+    xp, backend = namespace(x), backends.of(x)
+    key = values, xp, backend, dtype_name(x.dtype)
+    if key not in _channels:
+        _channels[key] = xp.reshape(backend.asarray(_tuple(values), dtype=x.dtype), (1, -1, 1, 1))
+    return _channels[key]
 
 
 def _floats(x: Array, dtype: str) -> Array:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpnn.kernels import kernel
+from xpnn.recording import varying
 
 Array = Any
 Config = dict[str, Any]
@@ -18,26 +19,54 @@ class Update(NamedTuple):
 
     loop: str  # what passes over the arrays: two rules may differ in their numbers alone
     state: tuple[str, ...]
+    size: int  # how many numbers
     numbers: Callable[[Config], tuple[float, ...]]
 
 
-def register(library: str, run: Callable[..., None]) -> None:
-    """Register a kernel for every rule: ``run(loop, w, dw, state, numbers, where, factor)`` takes the step."""
-    for rule, update in UPDATES.items():
-        kernel(f"optim.in_place.{rule}", library)(_kernel(update, run))
+class InPlaceKernel:
+    """A rule's form that writes into place, as `optim.in_place` describes it, by a library's own pass over arrays.
 
+    Parameters
+    ----------
+    update : Update
+    run : callable
+        ``run(loop, w, dw, state, numbers, where, factor)`` takes the step.
+    """
 
-def _kernel(update: Update, run: Callable[..., None]) -> Callable[..., tuple[Array, ...]]:
-    def step(
-        w: Array, dw: Array, config: Config, where: Array | None = None, factor: Array | None = None
+    def __init__(self, update: Update, run: Callable[..., None]) -> None:
+        self.update, self.run = update, run
+
+    def __call__(
+        self, w: Array, dw: Array, config: Config, where: Array | None = None, factor: Array | None = None
     ) -> tuple[Array, ...]:
-        if "t" in config:
-            config["t"] += 1  # whatever the condition says
-        state = [config[key] for key in update.state]
-        run(update.loop, w, dw, state, update.numbers(config), where, factor)
+        return self.take(w, dw, config, where, factor, self.advance(config, w))
+
+    def take(
+        self, w: Array, dw: Array, config: Config, where: Array | None, factor: Array | None, numbers: Any
+    ) -> tuple[Array, ...]:
+        """Take a step that is counted already, with the numbers that `advance` returned."""
+        state = [config[key] for key in self.update.state]
+        self.run(self.update.loop, w, dw, state, numbers, where, factor)
         return w, *state
 
-    return step
+    def advance(self, config: Config, w: Array) -> Any:
+        """Count a step, and return the numbers that it depends on: a tuple, or a place for them while it is recorded.
+
+        It counts whatever the step's condition says.
+        """
+
+        def numbers() -> tuple[float, ...]:
+            if "t" in config:
+                config["t"] += 1
+            return self.update.numbers(config)
+
+        return varying(numbers, self.update.size, "float64" if w.dtype.itemsize == 8 else "float32")
+
+
+def register(library: str, run: Callable[..., None]) -> None:
+    """Register a kernel for every rule, by that library's `run` as in `InPlaceKernel`."""
+    for rule, update in UPDATES.items():
+        kernel(f"optim.in_place.{rule}", library)(InPlaceKernel(update, run))
 
 
 def _adam(config: Config, kept: float = 1.0) -> tuple[float, ...]:
@@ -67,12 +96,12 @@ def _these(*names: str) -> Callable[[Config], tuple[float, ...]]:
 
 
 UPDATES = {
-    "sgd": Update("sgd", (), _these("learning_rate")),
-    "sgd_momentum": Update("sgd_momentum", ("velocity",), _these("learning_rate", "momentum")),
-    "sgd_nesterov_momentum": Update("sgd_nesterov_momentum", ("velocity",), _these("learning_rate", "momentum")),
-    "nesterov": Update("nesterov", ("velocity",), _these("learning_rate", "momentum", "weight_decay")),
-    "rmsprop": Update("rmsprop", ("a",), _rmsprop),
-    "adam": Update("adam", ("v", "a"), _adam),
-    "adamw": Update("adam", ("v", "a"), lambda config: _adam(config, _kept(config))),
-    "lion": Update("lion", ("v",), _lion),
+    "sgd": Update("sgd", (), 1, _these("learning_rate")),
+    "sgd_momentum": Update("sgd_momentum", ("velocity",), 2, _these("learning_rate", "momentum")),
+    "sgd_nesterov_momentum": Update("sgd_nesterov_momentum", ("velocity",), 2, _these("learning_rate", "momentum")),
+    "nesterov": Update("nesterov", ("velocity",), 3, _these("learning_rate", "momentum", "weight_decay")),
+    "rmsprop": Update("rmsprop", ("a",), 4, _rmsprop),
+    "adam": Update("adam", ("v", "a"), 7, _adam),
+    "adamw": Update("adam", ("v", "a"), 7, lambda config: _adam(config, _kept(config))),
+    "lion": Update("lion", ("v",), 6, _lion),
 }

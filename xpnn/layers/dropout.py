@@ -96,6 +96,11 @@ class Dropout(Layer):
         self.dropout_param: dict[str, Any] = {"p": p, "mode": "train"} if dropout_param is None else dropout_param
         _check_param(name or "dropout", self.dropout_param)
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a device can record what it draws: not by a seed, with which each step begins again."""
+        return self.dropout_param.get("seed") is None
+
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         self.dropout_param["mode"] = "train" if train else "test"
         return dropout_forward(x, {"rng": self.rng, **self.dropout_param})

@@ -1,7 +1,7 @@
 """A net, its parameters in one buffer, and a loss: what the Solver trains."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,6 +148,16 @@ class Model:
         return {path: layer.state[key] for path, (layer, key) in self._state_paths.items()}
 
     @property
+    def state_places(self) -> Iterable[tuple[Layer, str]]:
+        """The layer of each array of `state`, and its name there."""
+        return self._state_paths.values()
+
+    @property
+    def buffers(self) -> list[Parameters]:
+        """The parameters and, where layers compute with a copy in half precision, that and its gradients."""
+        return [buffer for buffer in (self._params, self._working, self._working_grads) if buffer is not None]
+
+    @property
     def dtype(self) -> Any:
         return self._params.flat.dtype
 
@@ -275,9 +285,8 @@ class Model:
             return self
         target.dtype(self.compute_dtype)
         self.backend = target
-        for buffer in (self._params, self._working, self._working_grads):
-            if buffer is not None:
-                buffer.move(target)
+        for buffer in self.buffers:
+            buffer.move(target)
         for layer, key in self._state_paths.values():
             layer.state[key] = target.asarray(layer.state[key])
         self._bind()

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from xpnn import backend as backends
 from xpnn.arguments import check_number
 from xpnn.backend import Array, Backend, is_array, namespace
 from xpnn.errors import SettingError
+from xpnn.kernels.updates import InPlaceKernel
 from xpnn.optim import schedules
 from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
 from xpnn.optim.in_place import in_place
@@ -145,6 +147,13 @@ class Optimizer:
         size = sum(segment.stop - segment.start for segment in segments)
         return [(key, names, segments, self.params.flat[:size])]
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether all rules run over the buffer, by kernels of its library that write into place."""
+        flat = self.params.flat if isinstance(self.params, Parameters) else None
+        parts = self._parts.values()
+        return all(part.segments and isinstance(in_place(part.rule, flat), InPlaceKernel) for part in parts)
+
     def step(self, grads: Mapping[str, Array], where: Array | None = None) -> None:
         """Update the parameters in place.
 
@@ -204,6 +213,8 @@ class Optimizer:
         """Run a rule over segments of the buffer."""
         w, dw, config = self.params.flat, grads.flat, self.groups[key]  # type: ignore[attr-defined]
         step, after, start = in_place(part.rule, w), config, 0  # start: where the segment begins in the state
+        if isinstance(step, InPlaceKernel):
+            step = partial(step.take, numbers=step.advance(config, w))
         for segment in part.segments:
             own = slice(start, start + segment.stop - segment.start)
             after = {**config, **{k: config[k][own] for k in part.state}}

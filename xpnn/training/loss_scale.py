@@ -28,7 +28,8 @@ class LossScale:
     FIRST, GROWS_AFTER = 2.0**16, 2000
 
     def __init__(self, backend: Backend) -> None:
-        self.arrays: dict[str, Array] = {"scale": backend.zeros(()) + self.FIRST, "steps": backend.zeros(())}
+        first = {"scale": self.FIRST, "steps": 0.0}
+        self.arrays: dict[str, Array] = {name: backend.asarray(value, "float32") for name, value in first.items()}
 
     @property
     def scale(self) -> Array:
@@ -39,13 +40,14 @@ class LossScale:
         xp = namespace(grads.flat)
         fits, scale, steps = xp.all(xp.isfinite(grads.flat)), self.arrays["scale"], self.arrays["steps"] + 1.0
         grows = steps >= self.GROWS_AFTER
-        self.arrays["scale"] = xp.where(fits, xp.where(grows, 2.0 * scale, scale), 0.5 * scale)
-        self.arrays["steps"] = xp.where(fits & ~grows, steps, xp.zeros_like(steps))
+        # In place: a recorded step knows these arrays.
+        scale[...] = xp.where(fits, xp.where(grows, 2.0 * scale, scale), 0.5 * scale)
+        self.arrays["steps"][...] = xp.where(fits & ~grows, steps, xp.zeros_like(steps))
         return fits
 
     def load(self, arrays: Mapping[str, Array], backend: Backend) -> None:
         """Go on from another one's arrays."""
-        self.arrays = {name: backend.asarray(arrays[name]) for name in self.arrays}
+        self.arrays = {name: backend.asarray(arrays[name], copy=True) for name in self.arrays}
 
     def move(self, backend: Backend) -> None:
         self.load(self.arrays, backend)

@@ -25,12 +25,14 @@ from xpnn.models.model import best_labels
 from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
 from xpnn.parameters import copied
 from xpnn.random import AUGMENTATION, BATCHES, EVALUATION, as_generator
+from xpnn.recording import varying
 from xpnn.threads import steady
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientSum
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.loss_scale import LossScale
 from xpnn.training.out_of_memory import largest_that_fits, shortage_in
+from xpnn.training.recorder import Recorder, is_ours
 from xpnn.training.resumable import Resumable
 
 Metrics = dict[str, Any]
@@ -101,6 +103,10 @@ class Solver(Resumable):
     augment : transform or sequence of them, optional
         What `xpnn.data.augmentation` has, or functions ``transform(x, batch) -> x``: done to each training batch on
         the device, as it is stored. Accuracies are measured on images as they are, but for a `Normalize` among them.
+    graph : bool or ``"auto"``
+        Whether a device records the steps of full batches, as a CUDA graph, and replays them: ``"auto"``, where it can.
+        The results are the same. Layers, transforms, losses, rules, and callbacks after each batch, that are not xpnn's
+        own keep it from that; `graph_reason` says what did.
     tta : str
         Test-time augmentation for the validation accuracy: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
     num_train_samples, num_val_samples : int or None
@@ -131,6 +137,8 @@ class Solver(Resumable):
         Whether a loss was NaN or infinite.
     is_whole : bool
         Whether training is not going on, and was not cut off in the middle of an iteration.
+    graph_reason : str or None
+        Why steps are launched anew each time; None where they are recorded.
     seconds, images_per_second : float
         Time spent in `train`; speed of the last epoch, without its accuracy check.
 
@@ -161,6 +169,7 @@ class Solver(Resumable):
         sampling: str = "replacement",
         drop_last: bool = True,
         augment: Transform | Sequence[Callable[[Array, Batch], Array]] | None = None,
+        graph: bool | str = "auto",
         tta: str = "none",
         num_train_samples: int | None = 1000,
         num_val_samples: int | None = None,
@@ -203,6 +212,7 @@ class Solver(Resumable):
         generator = as_generator(seed)
         self._batches, self._augmentation = generator.spawn(BATCHES), generator.spawn(AUGMENTATION)
         self._evaluation = generator.spawn(EVALUATION)
+        self._recorder = Recorder(graph)
         self._set_out()
 
     def _take_data(self, data: Mapping[str, Array]) -> None:
@@ -242,6 +252,7 @@ class Solver(Resumable):
         self._finite: Array | None = None  # on the device too
         self._order: Array | None = None
         self._order_state = self._batches.state
+        self._recorder.start(self)
 
     @property
     def num_iterations(self) -> int:
@@ -267,6 +278,10 @@ class Solver(Resumable):
         rate = check_number("Solver", "learning_rate to be a number of at least 0", rate, lambda r: r >= 0)
         self.rate_factor = rate / self._first_rate
         self._set_learning_rate()
+
+    @property
+    def graph_reason(self) -> str | None:
+        return self._recorder.reason
 
     @property
     def optim_configs(self) -> dict[str, dict[str, Any]]:
@@ -295,6 +310,8 @@ class Solver(Resumable):
             for callback in self.callbacks:
                 callback.on_train_start(self)
                 at_the_end.callback(callback.on_train_end, self)
+            self._recorder.start(self)
+            at_the_end.callback(self._recorder.forget)
             self._check_if_due(self.optimizer.learning_rate)  # one that an error or a checkpoint came before
             while self.iteration < self.num_iterations and not self.stop_reason:
                 self._iterate()
@@ -348,34 +365,72 @@ class Solver(Resumable):
             self._order_state = self._batches.state
             size = self.X_train.shape[0], self.batch_size
             self._order = epoch_order(*size, self.sampling, self._batches, self.backend, self.drop_last)
-        batch = self._batch(row)
-        X = self.augment(self.X_train, batch, batch.indices)
-        if self._loss_scale is None:
-            loss, grads = self.model.loss(X, batch.y, **self._gradients)
+        indices = self._indices(row)
+        loss = self._recorder.replay(self, indices)
+        if loss is not None:  # and the update is under way with it
+            self._count(loss, indices)
         else:
-            with self.backend.overflow_ignored():  # it is looked for afterwards
-                loss, grads = self.model.loss(X, batch.y, **self._gradients, scale=self._loss_scale.scale)
+            loss, grads = self._loss_and_gradients(indices)
+            self._count(loss, indices)
+            grads = self._gradients_of_step(row, grads)
+            if grads is None or self.diverged:  # never step along a gradient that is no number
+                return
+            self._update(grads)
+        if self.average is not None:
+            self.average.update(self.iteration / self.num_iterations)
+
+    def _loss_and_gradients(self, indices: Array) -> tuple[Array, Any]:
+        """Those of a batch of these examples."""
+        batch, scale = self._batch(indices), {}
+        if self._loss_scale is not None:
+            scale["scale"] = self._loss_scale.scale
+        X = self.augment(self.X_train, batch, indices)
+        with self.backend.overflow_ignored() if scale else contextlib.nullcontext():  # it is looked for afterwards
+            loss, grads = self.model.loss(X, batch.y, **self._gradients, **scale)
+        self._watch(loss)
+        return loss, grads
+
+    def _watch(self, loss: Array) -> None:
+        """Keep on the device whether all losses were numbers; not where each is read anyway."""
+        if not self.backend.asynchronous or not backends.is_array(loss):
+            return
+        finite = self.backend.namespace.isfinite(loss)
+        if self._finite is None:
+            self._finite = finite
+        else:
+            self._finite &= finite  # in place: a recorded step knows the array
+
+    def _count(self, loss: Array, indices: Array) -> None:
+        """Count a batch, and keep its loss."""
         self._unread.append(loss)
         if not self.backend.asynchronous or not backends.is_array(loss):
             self._read_losses()
-        finite = self._all_finite(loss)
-        self._images += X.shape[0]
+        self._images += indices.shape[0]
         self.iteration += 1
+
+    def _gradients_of_step(self, row: int, grads: Any) -> Any:
+        """Return the gradients to step along; None where the step takes more batches than those so far."""
+        if self._accumulated is None:
+            return grads
         part = row % self.accumulate
         weight, total = self._weights(row)
-        if self._accumulated is not None:
-            self._accumulated.add(grads, is_first=part == 0, weight=weight)
+        self._accumulated.add(grads, is_first=part == 0, weight=weight)
         is_last = part + 1 == self.accumulate or row + 1 == self.iterations_per_epoch
-        if not is_last or self.diverged:  # never step along a gradient that is no number
-            return
-        if self._accumulated is not None:
-            grads = self._accumulated.divided(total)
+        return self._accumulated.divided(total) if is_last else None
+
+    def _update(self, grads: Any) -> None:
+        """Step along gradients, unless a loss was no number."""
+        finite = self._finite
         if self._loss_scale is not None:
             fits = self._loss_scale.update(grads)
             finite = fits if finite is None else fits & finite
         self.optimizer.step(grads, where=finite)
-        if self.average is not None:
-            self.average.update(self.iteration / self.num_iterations)
+
+    def _whole_step(self, indices: Array) -> Array:
+        """What a device can record of a step: all that it computes itself."""
+        loss, grads = self._loss_and_gradients(indices)
+        self._update(grads)
+        return loss
 
     def _smaller_batch(self, shortage: str) -> str:
         """Say what batch fits into memory, where this one does not."""
@@ -393,16 +448,19 @@ class Solver(Resumable):
         suggested = f"batch_size {fits}, whose gradients fit into memory" if fits else "a smaller model"
         return f"Solver: expected {suggested}; {received}"
 
-    def _batch(self, row: int) -> Batch:
-        """Return what is known of a batch of this epoch besides its images."""
+    def _indices(self, row: int) -> Array:
+        """Where the examples of a batch of this epoch stand in the data."""
         assert self._order is not None
-        xp, start = self.backend.namespace, row * self.batch_size
-        indices = self._order[start : min(start + self.batch_size, self._order.shape[0])]
+        start = row * self.batch_size
+        return self._order[start : min(start + self.batch_size, self._order.shape[0])]
+
+    def _batch(self, indices: Array) -> Batch:
+        """Return what is known of a batch besides its images."""
         return Batch(
-            y=xp.take(self.y_train, indices, axis=0),
+            y=self.backend.namespace.take(self.y_train, indices, axis=0),
             indices=indices,
             rng=self._augmentation,
-            epoch=self.iteration // self.iterations_per_epoch,
+            epoch=varying(lambda: self.iteration // self.iterations_per_epoch, dtype="int64"),
             num_examples=self.X_train.shape[0],
             num_classes=self.num_classes,
             dtype=self.dtype,
@@ -420,14 +478,6 @@ class Solver(Resumable):
         rows = range(row - row % self.accumulate, row + 1)
         weights = [min(num_examples - each * size, size) / size for each in rows]
         return weights[-1], sum(weights)
-
-    def _all_finite(self, loss: Array) -> Array | None:
-        """Whether every loss so far is a number, left on the device; None where the losses have been read anyway."""
-        if not self.backend.asynchronous or not backends.is_array(loss):
-            return None
-        finite = self.backend.namespace.isfinite(loss)
-        self._finite = finite if self._finite is None else self._finite & finite
-        return self._finite
 
     def _set_learning_rate(self) -> None:
         """Set the rates of the step that this iteration belongs to."""
@@ -456,7 +506,7 @@ class Solver(Resumable):
     def _first_nonfinite(self, row: int) -> str:
         """Say where the batch of that row shows no number first; the parameters have not changed since."""
         xp = self.backend.namespace
-        X = self.augment.evaluate(xp.take(self.X_train, self._batch(row).indices, axis=0), self.dtype)
+        X = self.augment.evaluate(xp.take(self.X_train, self._indices(row), axis=0), self.dtype)
         if backends.is_floating(X) and not bool(xp.all(xp.isfinite(X))):
             return ": the data hold NaN or infinity"
         layer = self.model.first_nonfinite(self.model.backend.asarray(X)) if isinstance(self.model, Model) else ""
@@ -497,6 +547,8 @@ class Solver(Resumable):
         }
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
+        if not all(map(is_ours, self.callbacks)):
+            self._recorder.start(self)  # anything may be another now
 
     def check_accuracy(
         self, X: Array, y: Array, num_samples: int | None = None, batch_size: int | None = None, tta: str = "none"

@@ -51,6 +51,13 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
     return __float2bfloat16(x);
 }
 
+// Numbers that differ from step to step: those at a place in memory instead, where there is one. A launch that is
+// recorded keeps its arguments.
+template <typename A, typename... N>
+__device__ __forceinline__ void look_up(const A* place, N&... numbers) {
+    if (place) ((numbers = *place++), ...);
+}
+
 // ---- one pass over memory
 
 // An array as `each` takes it: read, written, or both.

@@ -5,7 +5,9 @@
 
 // 0 where the random number, of 32 bits, is below `dropped`, else `kept`. A block of Philox is eight of them.
 template <typename T>
-__global__ void dropout_mask(u64 seed, u64 stream, u64 counter, i64 n, unsigned dropped, Acc<T> kept, T* mask) {
+__global__ void dropout_mask(u64 seed, u64 stream, const u64* place, u64 counter, i64 n, unsigned dropped, Acc<T> kept,
+                             T* mask) {
+    look_up(place, counter);
     const i64 start = blockIdx.x * (i64)blockDim.x + threadIdx.x, step = (i64)gridDim.x * blockDim.x;
     for (i64 block = start; 8 * block < n; block += step) {
         u64 bits[4];

@@ -1,8 +1,10 @@
 // Random bits.
 
+#include "common.cuh"
 #include "philox.cuh"
 
-__global__ void philox(u64 seed, u64 stream, u64 counter, u64 n, u64* out) {
+__global__ void philox(u64 seed, u64 stream, const u64* place, u64 counter, u64 n, u64* out) {
+    look_up(place, counter);
     const u64 block = blockIdx.x * (u64)blockDim.x + threadIdx.x;
     if (4 * block >= n) return;
     u64 bits[4];

@@ -12,14 +12,16 @@ __device__ void step(F f, i64 n, T* w, const T* dw, const bool* where, const Acc
 }
 
 template <typename T>
-__global__ void sgd(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, Acc<T> lr) {
+__global__ void sgd(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, const Acc<T>* place, Acc<T> lr) {
+    look_up(place, lr);
     typedef Acc<T> A;
     step([=](A dw, A& w) { w -= lr * dw; }, n, w, dw, where, factor);
 }
 
 template <typename T>
 __global__ void sgd_momentum(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, T* velocity,
-                             Acc<T> lr, Acc<T> mu) {
+                             const Acc<T>* place, Acc<T> lr, Acc<T> mu) {
+    look_up(place, lr, mu);
     typedef Acc<T> A;
     step([=](A dw, A& w, A& v) {
         v = mu * v - lr * dw;
@@ -29,7 +31,8 @@ __global__ void sgd_momentum(i64 n, T* w, const T* dw, const bool* where, const 
 
 template <typename T>
 __global__ void sgd_nesterov_momentum(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, T* velocity,
-                                      Acc<T> lr, Acc<T> mu) {
+                                      const Acc<T>* place, Acc<T> lr, Acc<T> mu) {
+    look_up(place, lr, mu);
     typedef Acc<T> A;
     step([=](A dw, A& w, A& v) {
         const A before = v;
@@ -40,7 +43,8 @@ __global__ void sgd_nesterov_momentum(i64 n, T* w, const T* dw, const bool* wher
 
 template <typename T>
 __global__ void nesterov(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, T* velocity,
-                         Acc<T> lr, Acc<T> mu, Acc<T> decay) {
+                         const Acc<T>* place, Acc<T> lr, Acc<T> mu, Acc<T> decay) {
+    look_up(place, lr, mu, decay);
     typedef Acc<T> A;
     step([=](A dw, A& w, A& v) {
         const A g = dw + decay * w;
@@ -51,7 +55,8 @@ __global__ void nesterov(i64 n, T* w, const T* dw, const bool* where, const Acc<
 
 template <typename T>
 __global__ void rmsprop(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, T* squares,
-                        Acc<T> lr, Acc<T> decay, Acc<T> rest, Acc<T> epsilon) {
+                        const Acc<T>* place, Acc<T> lr, Acc<T> decay, Acc<T> rest, Acc<T> epsilon) {
+    look_up(place, lr, decay, rest, epsilon);
     typedef Acc<T> A;
     step([=](A dw, A& w, A& a) {
         a = decay * a + rest * (dw * dw);
@@ -62,7 +67,9 @@ __global__ void rmsprop(i64 n, T* w, const T* dw, const bool* where, const Acc<T
 // Adam on w, of which so much is kept.
 template <typename T>
 __global__ void adam(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, T* mean, T* squares,
-                     Acc<T> kept, Acc<T> rate, Acc<T> b1, Acc<T> rest1, Acc<T> b2, Acc<T> rest2, Acc<T> epsilon) {
+                     const Acc<T>* place, Acc<T> kept, Acc<T> rate, Acc<T> b1, Acc<T> rest1, Acc<T> b2, Acc<T> rest2,
+                     Acc<T> epsilon) {
+    look_up(place, kept, rate, b1, rest1, b2, rest2, epsilon);
     typedef Acc<T> A;
     step([=](A dw, A& w, A& v, A& a) {
         v = b1 * v + rest1 * dw;
@@ -73,7 +80,8 @@ __global__ void adam(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* 
 
 template <typename T>
 __global__ void lion(i64 n, T* w, const T* dw, const bool* where, const Acc<T>* factor, T* mean,
-                     Acc<T> kept, Acc<T> lr, Acc<T> b1, Acc<T> rest1, Acc<T> b2, Acc<T> rest2) {
+                     const Acc<T>* place, Acc<T> kept, Acc<T> lr, Acc<T> b1, Acc<T> rest1, Acc<T> b2, Acc<T> rest2) {
+    look_up(place, kept, lr, b1, rest1, b2, rest2);
     typedef Acc<T> A;
     step([=](A dw, A& w, A& v) {
         const A direction = b1 * v + rest1 * dw;

@@ -69,6 +69,13 @@ def of_each_type(*templates: str) -> list[str]:
     ]
 
 
+def given(numbers: Any, dtype: Any) -> tuple:
+    """Return what a kernel that knows `look_up` takes for numbers: where they are, or None; the numbers themselves."""
+    if isinstance(numbers, cupy.ndarray):
+        return numbers, *(numbers.size * [dtype(0)])
+    return None, *map(dtype, numbers if isinstance(numbers, tuple) else (numbers,))
+
+
 def accumulation(x: Any) -> type[np.floating]:
     """Return the type that numbers of the array are computed in."""
     return np.float64 if x.dtype.char == "d" else np.float32

@@ -1,0 +1,400 @@
+"""Recorded steps, by CUDA graphs without a device: that they do what steps launched one by one do."""
+
+import gc
+import weakref
+
+import cublaslt_on_cpu as lt
+import numpy as np
+import pytest
+import stand_in
+from stand_in import KernelError
+
+import test_cuda
+from test_kernels import normals
+from training.solvers import image_data, make_data
+from xpnn import Model, Solver
+from xpnn.backend import CuPy
+from xpnn.data.augmentation import AlternatingFlip, ColorJitter, Cutout, Mixup, Normalize, RandomCrop, RandomFlip
+from xpnn.errors import SettingError
+from xpnn.kernels import fast_path
+from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential
+from xpnn.models import FullyConnectedNet
+from xpnn.optim import EMA, ParamGroup
+from xpnn.random import Generator
+from xpnn.recording import record, varying
+from xpnn.training import Callback
+
+
+@pytest.fixture
+def cupy(request):
+    """The stand-in for CuPy with cuBLASLt beside it: CuPy's own products cannot be recorded."""
+    module = request.getfixturevalue("without_cublaslt")
+    lt.install()
+    return module
+
+
+without_cublaslt = test_cuda.cupy
+
+
+def recorder():
+    return fast_path("recording.record", "cupy")
+
+
+# ---- recorded work
+
+
+def test_work_is_recorded_once_and_done_at_each_call(cupy):
+    x, calls = cupy.asarray(normals(5)), []
+
+    def work():
+        calls.append(1)
+        return cupy.exp(x) * 2
+
+    recorded = recorder()(work)
+    for shift in (0, 1):
+        x[...] = cupy.asarray(normals(5) + shift)
+        np.testing.assert_array_equal(recorded().get(), np.exp(normals(5) + shift) * 2)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("type_", ["int64", "uint64", "float32", "float64"])
+def test_numbers_that_vary_are_those_of_their_call(cupy, type_):
+    counted = iter(range(100))
+
+    def work():
+        first = varying(lambda: next(counted), dtype=type_) + cupy.zeros(1, type_)
+        pair = varying(lambda: (next(counted), next(counted)), 2, type_) + cupy.zeros(2, type_)
+        return first, pair
+
+    recorded = recorder()(work)
+    for call in range(3):
+        first, pair = recorded()
+        assert [*first.get(), *pair.get()] == [3 * call, 3 * call + 1, 3 * call + 2]
+        assert first.dtype == pair.dtype == type_
+
+
+def test_many_numbers_vary(cupy):
+    counted = iter(range(100))
+    recorded = recorder()(lambda: [varying(lambda: next(counted), dtype="int64") + 0 for _ in range(19)])
+    assert [int(x.get()[0]) for x in recorded()] == list(range(19))
+    stand_in.launches.clear()
+    recorded()
+    assert [launch.kernel for launch in stand_in.launches] == 3 * ["put"] + ["graph"]
+
+
+def test_there_are_so_many_places(cupy):
+    with pytest.raises(RuntimeError, match="512 places"):
+        recorder()(lambda: [varying(lambda: 1) for _ in range(513)])
+    assert varying(lambda: 1) == 1  # nothing is being recorded any more
+
+
+def test_random_numbers_go_on_from_call_to_call(cupy):
+    recorded_rng, rng = Generator(3), Generator(3)
+    recorded = recorder()(
+        lambda: (recorded_rng.integers(0, 99, 5, "cupy"), recorded_rng.dropout_mask(7, 0.5, "float32", "cupy"))
+    )
+    assert recorded_rng.counter == 0
+    for _ in range(3):
+        integers, mask = recorded()
+        np.testing.assert_array_equal(integers.get(), rng.integers(0, 99, 5, "numpy"))
+        np.testing.assert_array_equal(mask.get(), rng.dropout_mask(7, 0.5, "float32", "numpy"))
+    assert recorded_rng.counter == rng.counter
+
+
+def test_work_without_a_device_to_record_it_is_done_at_each_call():
+    counted = iter(range(9))
+    assert [record(lambda: varying(lambda: next(counted)))() for _ in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("work", "refused"),
+    [
+        (lambda cupy, x: float(x[0]), "a copy to the host"),
+        (lambda cupy, x: cupy.asarray([1.0]), "a copy from the host"),
+        (lambda cupy, x: x[x > 0], "an index whose length nobody knows"),
+        (lambda cupy, x: x @ x, "cuBLAS"),
+    ],
+)
+def test_the_stand_in_refuses_what_a_device_does(cupy, work, refused):
+    x = cupy.asarray(normals(3))
+    with pytest.raises(KernelError, match=refused):
+        recorder()(lambda: work(cupy, x))
+    assert float(x[0]) == normals(3)[0]  # and is not capturing any more
+
+
+def test_the_stand_in_misses_an_array_that_is_gone(cupy):
+    x = cupy.asarray(normals(3))
+    recorded = recorder()(lambda x=[x]: x.pop() + 1)
+    recorded()
+    del x
+    with pytest.raises(KernelError, match="somebody else's"):
+        recorded()
+
+
+def test_the_stand_in_computes_nothing_while_it_captures(cupy):
+    x = cupy.asarray(normals(3))
+    seen = []
+
+    def work():
+        x[...] = x + 1
+        y = x * 2
+        seen.append(y.view(np.ndarray).copy())
+        return y
+
+    recorded = recorder()(work)
+    assert not seen[0].any()
+    np.testing.assert_array_equal(x.get(), normals(3))
+    np.testing.assert_array_equal(recorded().get(), (normals(3) + 1) * 2)
+
+
+# ---- steps of a Solver
+
+
+def trained(graph, model=None, data=None, before=None, **kwargs):
+    """A solver after its training, and how many graphs were launched."""
+    settings = {
+        "update_rule": "adam",
+        "optim_config": {"learning_rate": 1e-2},
+        "batch_size": 10,
+        "num_epochs": 3,
+        "lr_decay": 0.5,
+        "seed": 5,
+        "verbose": False,
+    }
+    model = dense() if model is None else model
+    solver = Solver(model, make_data() if data is None else data, graph=graph, **(settings | kwargs))
+    stand_in.launches.clear()
+    solver.train()
+    return solver, sum(launch.kernel == "graph" for launch in stand_in.launches)
+
+
+def dense(**kwargs):
+    settings = {"dropout": 0.25, "use_batchnorm": True, "weight_scale": None, "rng": 3} | kwargs
+    return FullyConnectedNet([8, 8], 6, 3, backend="cupy", **settings)
+
+
+def of_images(**kwargs):
+    net = Sequential(Affine(8), BatchNorm(), ReLU(), Affine(3))
+    return Model(net, (60,), rng=3, backend="cupy", **kwargs)
+
+
+def assert_same_training(plain, recorded):
+    np.testing.assert_array_equal(recorded.loss_history, plain.loss_history)
+    assert recorded.val_acc_history == plain.val_acc_history
+    for name, array in plain.arrays().items():
+        np.testing.assert_array_equal(recorded.arrays()[name].get(), array.get(), err_msg=name)
+    assert recorded.model.rng_state == plain.model.rng_state
+    assert recorded._augmentation.state == plain._augmentation.state
+    counts = [{key: c.get("t") for key, c in s.optimizer.groups.items()} for s in (plain, recorded)]
+    assert counts[0] == counts[1]
+
+
+AUGMENT = [
+    AlternatingFlip(),
+    RandomCrop(2),
+    Cutout(2),
+    ColorJitter(0.2, 0.2),
+    Normalize(80, (50, 50, 51)),
+    RandomFlip(),
+]
+IMAGES = {"data": image_data(), "augment": AUGMENT, "sampling": "shuffle", "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (dense, {}),
+        (lambda: dense(reg=0.1, dropout=0.0), {"update_rule": "sgd_momentum", "clip_norm": 0.5}),
+        (lambda: dense(dtype="float64"), {"update_rule": "lion"}),
+        (lambda: dense(dtype="float16"), {"update_rule": "nesterov"}),
+        (
+            dense,
+            {"param_groups": [ParamGroup("b*", learning_rate=0.5, schedule="cosine"), ParamGroup("W1", "frozen")]},
+        ),
+        (dense, {"sampling": "shuffle", "drop_last": False, "batch_size": 13}),
+        (of_images, IMAGES),
+        (lambda: of_images(dtype="float16"), IMAGES | {"drop_last": False}),
+    ],
+    ids=["adam", "clipped", "double", "half", "groups", "rest", "images", "half images"],
+)
+def test_replayed_steps_are_those_launched_one_by_one(cupy, make, settings):
+    plain, none = trained(False, make(), **settings)
+    recorded, replays = trained(True, make(), **settings)
+    assert none == 0
+    assert plain.graph_reason == "graph=False was asked for"
+    assert recorded.graph_reason is None
+    per_epoch = recorded.X_train.shape[0] // recorded.batch_size
+    assert replays == 3 * per_epoch - 2
+    assert_same_training(plain, recorded)
+
+
+def test_a_replayed_step_is_a_few_launches_and_waits_for_nothing(cupy):
+    solver = Solver(dense(), make_data(), batch_size=10, num_epochs=1, graph=True, verbose=False, seed=5)
+    at = {}
+
+    def step(solver=solver, real=solver._step):
+        stand_in.launches.clear()
+        waited = len(stand_in.waits)
+        real()
+        at[solver.iteration] = [launch.kernel for launch in stand_in.launches], stand_in.waits[waited:]
+
+    solver._step = step
+    solver.train()
+    assert [waits for _, waits in at.values()] == 6 * [[]]
+    assert [kernels for kernels, _ in at.values()][-3:] == 3 * [["put", "graph"]]
+
+
+def test_training_waits_for_its_accuracies_and_losses_alone(cupy):
+    solver, _ = trained(True, num_epochs=2)
+    stand_in.waits.clear()
+    solver.num_epochs = 3
+    solver.train()
+    # an epoch: its losses, and the accuracy on both splits
+    assert stand_in.waits == 3 * ["get", "item", "item"]
+
+
+def test_weights_that_are_averaged_are_those_of_each_replay(cupy):
+    averages = []
+    for graph in (False, True):
+        model = dense()
+        solver, _ = trained(graph, model, average=EMA(model.params, 0.8))
+        averages.append({name: array.get() for name, array in solver.average.state_dict().items()})
+    for name, array in averages[0].items():
+        np.testing.assert_array_equal(averages[1][name], array, err_msg=name)
+
+
+def test_training_goes_on_from_where_it_was(cupy, tmp_path):
+    """Trained on, and resumed in another solver, whose arrays are others."""
+    results = []
+    for graph in (False, True):
+        solver, _ = trained(graph)
+        solver.train()
+        solver.save(tmp_path / "last.safetensors")
+        other = Solver(
+            dense(), make_data(), update_rule="adam", batch_size=10, num_epochs=9, graph=graph, verbose=False
+        )
+        other.resume(tmp_path / "last.safetensors")
+        other.train()
+        assert other.graph_reason == (None if graph else "graph=False was asked for")
+        results.append(other)
+    assert_same_training(*results)
+
+
+def test_a_solver_and_what_it_recorded_go_with_its_last_name(cupy):
+    gc.disable()
+    try:
+        solver, _ = trained(True)
+        gone = weakref.ref(solver)
+        assert len(CuPy.graphs) == 0
+        del solver
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+class Replaces(Callback):
+    """Loads weights after an epoch: the layers' state is in other arrays then."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def on_epoch(self, solver, metrics):
+        if metrics["epoch"] == 1:
+            solver.model.load_state_dict(self.arrays)
+
+
+def test_weights_may_be_replaced_between_epochs(cupy):
+    arrays = {name: array.get() for name, array in trained(False)[0].model.state_dict().items()}
+    (plain, _), (recorded, replays) = (trained(graph, callbacks=[Replaces(arrays)]) for graph in (False, True))
+    assert_same_training(plain, recorded)
+    assert replays == 3 * (6 - 2) - 1  # recorded anew after each of the callback's epochs, the first iteration's too
+
+
+def test_a_loss_that_is_no_number_ends_both(cupy):
+    data = make_data()
+    data["X_train"][7] = np.nan
+    results = []
+    for graph in (False, True):
+        with pytest.warns(RuntimeWarning, match="the loss is nan"):
+            results.append(trained(graph, data=data, sampling="sequential", batch_size=5)[0])
+    assert results[0].diverged
+    assert results[0].stop_reason == results[1].stop_reason
+    np.testing.assert_array_equal(*(solver.loss_history for solver in results))
+    for name, array in results[0].model.params.items():
+        np.testing.assert_array_equal(results[1].model.params[name].get(), array.get())
+
+
+# ---- steps that are not recorded
+
+
+class Doubled(Layer):
+    def forward(self, x, train=False):
+        return 2 * x, None
+
+    def backward(self, dout, cache, input_grad=True):
+        return 2 * dout, {}
+
+
+class Watching(Callback):
+    def on_iteration(self, solver):
+        pass
+
+
+def with_layer(layer):
+    return Model(Sequential(Affine(8), Sequential(layer), Affine(3)), (6,), backend="cupy", rng=3)
+
+
+def own_loss(scores, y):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "reason"),
+    [
+        (
+            lambda: with_layer(Doubled()),
+            {},
+            "sequential1.doubled1 (Doubled) is not xpnn's own, and may do what no device can record",
+        ),
+        (lambda: of_images(loss=own_loss), IMAGES, "own_loss is not xpnn's own"),
+        (dense, {"callbacks": [Watching()]}, "Watching is not xpnn's own"),
+        (of_images, IMAGES | {"augment": [lambda x, batch: x]}, "<lambda> is not xpnn's own"),
+        (of_images, IMAGES | {"augment": [Mixup(0.3)]}, "Mixup decides on the host what differs from step to step"),
+        (lambda: dense(seed=3), {}, "dropout1 (Dropout) decides on the host"),
+        (dense, {"accumulate": 2}, "a step takes several batches"),
+        (
+            lambda: with_layer(Dropout(0.1)),
+            {"update_rule": "muon", "param_groups": [ParamGroup("*.b", "sgd")]},
+            "muon has no",
+        ),
+        (lambda: FullyConnectedNet([8], 6, 3, backend="numpy"), {}, "numpy records no steps"),
+    ],
+)
+def test_what_keeps_steps_from_being_recorded_is_said(cupy, make, settings, reason):
+    settings = {"data": make_data(), "verbose": False, **settings}
+    solver = Solver(make(), **settings)
+    assert solver.graph_reason.startswith(reason)
+    with pytest.raises(SettingError, match="Solver: expected steps that can be recorded, for graph=True; "):
+        Solver(make(), graph=True, **settings)
+
+
+def test_nothing_is_recorded_without_kernels(cupy, monkeypatch):
+    monkeypatch.setenv("XPNN_FAST", "0")
+    fast_path.cache_clear()
+    assert Solver(dense(), make_data()).graph_reason == "cupy records no steps"
+
+
+@pytest.mark.parametrize("graph", [None, "on", 1])
+def test_a_wrong_graph_is_refused(graph):
+    with pytest.raises(SettingError, match=f"Solver: expected graph to be True, False or 'auto'; received {graph!r}"):
+        Solver(FullyConnectedNet([8], 6, 3), make_data(), graph=graph)
+
+
+def test_a_recording_that_fails_changes_nothing(without_cublaslt):
+    plain, _ = trained(False)
+    tried, replays = trained("auto")
+    assert replays == 0
+    assert tried.graph_reason == "recording failed: a graph that is being captured cannot have cuBLAS"
+    assert_same_training(plain, tried)
+    with pytest.raises(SettingError, match="for graph=True; recording failed"):
+        trained(True)

@@ -1,0 +1,68 @@
+"""Steps whose launches a device records once and then replays, as a CUDA graph, in place of launching them anew.
+
+A recorded launch keeps its arguments: addresses, sizes and numbers. What the host computes anew for each step, such as
+a learning rate or how far a random generator has counted, therefore goes through `varying`: a number as usual, but
+while a step is recorded a place on the device, into which each replay puts the number of its step.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from xpnn.backend import Array
+
+Result = TypeVar("Result")
+
+
+class Recording(Protocol):
+    """What is recorded now."""
+
+    def place(self, compute: Callable[[], Any], count: int, dtype: str) -> Array:
+        """Return an array (count,) that holds what `compute` returns, called once before each replay."""
+
+
+class _Current(threading.local):
+    recording: Recording | None = None
+
+
+_current = _Current()
+
+
+def varying(compute: Callable[[], Any], count: int = 1, dtype: str = "float32") -> Any:
+    """Return what the host computes anew for each step: ``compute()``, or the place of it while a step is recorded.
+
+    Parameters
+    ----------
+    compute : callable
+        Returns a number, or a tuple of `count` numbers; it may count on, too. Not called while a step is recorded, but
+        once for each replay, in the order of recording.
+    count : int
+    dtype : str
+        Of the place.
+
+    Returns
+    -------
+    numbers : what `compute` returns, or array (count,) of `dtype`
+    """
+    recording = _current.recording
+    return compute() if recording is None else recording.place(compute, count, dtype)
+
+
+@contextmanager
+def recorded_by(recording: Recording) -> Iterator[None]:
+    """Within, in this thread, `varying` asks for places."""
+    before, _current.recording = _current.recording, recording
+    try:
+        yield
+    finally:
+        _current.recording = before
+
+
+def record(work: Callable[[], Result]) -> Callable[[], Result]:
+    """The definition of recorded work: a function that does it.
+
+    A device's own has it recorded now, and done at each call: on the arrays that it was recorded with, which must still
+    be there. It returns the same arrays each time, with what they hold after the newest call.
+    """
+    return work
