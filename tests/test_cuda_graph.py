@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import cublaslt_on_cpu as lt
+import cudnn_on_cpu
 import numpy as np
 import pytest
 import stand_in
@@ -14,15 +15,18 @@ from test_kernels import normals
 from training.solvers import image_data, make_data
 from xpnn import Model, Solver
 from xpnn.backend import CuPy
+from xpnn.data import Dataset
 from xpnn.data.augmentation import AlternatingFlip, ColorJitter, Cutout, Mixup, Normalize, RandomCrop, RandomFlip
 from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
-from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential
+from xpnn.layers import Affine, BatchNorm, Layer, ReLU, Sequential
 from xpnn.models import FullyConnectedNet
 from xpnn.optim import EMA, ParamGroup
 from xpnn.random import Generator
 from xpnn.recording import record, varying
 from xpnn.training import Callback
+from xpnn.training.run import build_model, build_solver
+from xpnn.training.settings import Settings
 
 
 @pytest.fixture
@@ -228,20 +232,26 @@ def test_replayed_steps_are_those_launched_one_by_one(cupy, make, settings):
     assert_same_training(plain, recorded)
 
 
-def test_a_replayed_step_is_a_few_launches_and_waits_for_nothing(cupy):
-    solver = Solver(dense(), make_data(), batch_size=10, num_epochs=1, graph=True, verbose=False, seed=5)
-    at = {}
+def watched(solver):
+    """What each step of its training launches, and what it waits for."""
+    launched, waits = [], []
 
-    def step(solver=solver, real=solver._step):
+    def step(real=solver._step):
         stand_in.launches.clear()
-        waited = len(stand_in.waits)
+        before = len(stand_in.waits)
         real()
-        at[solver.iteration] = [launch.kernel for launch in stand_in.launches], stand_in.waits[waited:]
+        launched.append([launch.kernel for launch in stand_in.launches])
+        waits.extend(stand_in.waits[before:])
 
     solver._step = step
     solver.train()
-    assert [waits for _, waits in at.values()] == 6 * [[]]
-    assert [kernels for kernels, _ in at.values()][-3:] == 3 * [["put", "graph"]]
+    return launched, waits
+
+
+def test_a_replayed_step_is_a_few_launches(cupy):
+    launched, _ = watched(Solver(dense(), make_data(), batch_size=10, num_epochs=1, graph=True, verbose=False))
+    assert launched[-3:] == 3 * [["put", "graph"]]
+    assert len(launched[0]) > 20
 
 
 def test_training_waits_for_its_accuracies_and_losses_alone(cupy):
@@ -348,6 +358,10 @@ def own_loss(scores, y):
     raise NotImplementedError
 
 
+def own_rule(w, dw, config):
+    return w - 0.1 * dw, config
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "reason"),
     [
@@ -362,11 +376,7 @@ def own_loss(scores, y):
         (of_images, IMAGES | {"augment": [Mixup(0.3)]}, "Mixup decides on the host what differs from step to step"),
         (lambda: dense(seed=3), {}, "dropout1 (Dropout) decides on the host"),
         (dense, {"accumulate": 2}, "a step takes several batches"),
-        (
-            lambda: with_layer(Dropout(0.1)),
-            {"update_rule": "muon", "param_groups": [ParamGroup("*.b", "sgd")]},
-            "muon has no",
-        ),
+        (dense, {"update_rule": own_rule}, "own_rule takes numbers from the host at each step"),
         (lambda: FullyConnectedNet([8], 6, 3, backend="numpy"), {}, "numpy records no steps"),
     ],
 )
@@ -398,3 +408,37 @@ def test_a_recording_that_fails_changes_nothing(without_cublaslt):
     assert_same_training(plain, tried)
     with pytest.raises(SettingError, match="for graph=True; recording failed"):
         trained(True)
+
+
+# ---- the models
+
+
+TINY = {
+    "fc": {"hidden": (8, 8), "batchnorm": True, "dropout": 0.2},
+    "convnet": {"filters": 4, "hidden": (8,)},
+    "resnet20": {"widths": (4, 4, 4)},
+    "resnet9": {"widths": (4,)},
+    "airbench": {"widths": (4, 4, 4), "augment": "alternating-flip,crop:2"},
+    "vit": {"dim": 8, "depth": 1, "heads": 2, "patch": 16},
+}
+
+
+def of_recipe(model, dtype, graph):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, 24)
+    splits = [array[part] for part in (slice(16), slice(16, 24), slice(0)) for array in (images, labels)]
+    dataset = Dataset("cifar10", *splits, tuple("abcdefghij"))
+    settings = Settings.of("cifar10", model=model, epochs=2, batch_size=4, dtype=dtype, backend="cupy", **TINY[model])
+    solver = build_solver(settings, build_model(settings, dataset), dataset)
+    solver._recorder.graph = graph
+    _, waits = watched(solver)
+    assert waits == []
+    return solver
+
+
+@pytest.mark.parametrize("dtype_", ["float32", "float16"])
+@pytest.mark.parametrize("model", TINY)
+def test_every_model_is_recorded_and_no_step_waits(cupy, model, dtype_):
+    cudnn_on_cpu.install()
+    recorded, plain = (of_recipe(model, dtype_, graph) for graph in (True, False))
+    assert_same_training(plain, recorded)

@@ -59,7 +59,7 @@ class Launch(NamedTuple):
 
 
 launches: list[Launch] = []  # since `installed`, or what the test has cleared
-waits: list[str] = []  # the same: what on a device would wait for it, as `float(x)` does
+waits: list[str] = []  # the same: what waits for a device, as `float(x)` does, or for memory on its way there
 backwards = (
     False  # whether blocks and threads run from the last to the first: a missing barrier shows in one of the two
 )
@@ -288,6 +288,7 @@ def array(x, dtype=None, *, copy=True):
         copy[...] = x
         return copy
     refuse_in_capture("a copy from the host")
+    waits.append("copy from the host")
     x = np.asarray(_plain(x), dtype=dtype)
     if 0 in x.shape:
         return empty_like(x)

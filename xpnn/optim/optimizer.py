@@ -148,11 +148,15 @@ class Optimizer:
         return [(key, names, segments, self.params.flat[:size])]
 
     @property
-    def is_in_place(self) -> bool:
-        """Whether all rules run over the buffer, by kernels of its library that write into place."""
+    def unrecordable(self) -> Rule | None:
+        """A rule, if there is one, that no device can record: the numbers of its steps are not `varying`."""
         flat = self.params.flat if isinstance(self.params, Parameters) else None
-        parts = self._parts.values()
-        return all(part.segments and isinstance(in_place(part.rule, flat), InPlaceKernel) for part in parts)
+        for part in self._parts.values():
+            if part.segments and isinstance(in_place(part.rule, flat), InPlaceKernel):
+                continue
+            if not getattr(part.rule, "recordable", False):
+                return part.rule
+        return None
 
     def step(self, grads: Mapping[str, Array], where: Array | None = None) -> None:
         """Update the parameters in place.

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from xpnn.backend import Array, namespace, one_kind
+from xpnn.backend import Array, dtype_name, namespace, one_kind
 from xpnn.optim.norms import norm, scaled
 from xpnn.products import product
+from xpnn.recording import varying
 
 Config = dict[str, Any]
 Rule = Callable[..., tuple[Array, Config]]
@@ -21,7 +22,9 @@ Rule = Callable[..., tuple[Array, Config]]
 RULES: dict[str, Rule] = {}
 
 
-def update_rule(*state: str, elementwise: bool = True, min_ndim: int = 0, **defaults: float) -> Callable[[Rule], Rule]:
+def update_rule(
+    *state: str, elementwise: bool = True, min_ndim: int = 0, recordable: bool = False, **defaults: float
+) -> Callable[[Rule], Rule]:
     """Register a rule under its name, with its state's names and its settings' defaults.
 
     Parameters
@@ -32,6 +35,8 @@ def update_rule(*state: str, elementwise: bool = True, min_ndim: int = 0, **defa
         Whether it treats every number by itself.
     min_ndim : int
         How many dimensions w must have at least.
+    recordable : bool
+        Whether a device can record the rule itself: the numbers that differ from step to step are `varying`.
     **defaults : float
         Its settings; one whose default is an int is a whole number.
     """
@@ -59,6 +64,7 @@ def update_rule(*state: str, elementwise: bool = True, min_ndim: int = 0, **defa
 
         rule.state, rule.defaults = state, defaults  # type: ignore[attr-defined]
         rule.elementwise, rule.min_ndim = elementwise, min_ndim  # type: ignore[attr-defined]
+        rule.recordable = recordable  # type: ignore[attr-defined]
         RULES[step.__name__] = rule
         return rule
 
@@ -179,6 +185,7 @@ def lion(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     "velocity",
     elementwise=False,
     min_ndim=2,
+    recordable=True,
     learning_rate=2e-2,
     momentum=0.95,
     weight_decay=0.0,
@@ -201,16 +208,21 @@ def muon(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; with
     `normalize_weights`, Jordan's airbench94_muon.py.
     """
-    mu, lr, matrix = config["momentum"], config["learning_rate"], (w.shape[0], math.prod(w.shape[1:]))
+    mu, wd, matrix = config["momentum"], config["weight_decay"], (w.shape[0], math.prod(w.shape[1:]))
     inputs, outputs = matrix if w.ndim == 2 else matrix[::-1]
+    s = 1.0 if config["normalize_weights"] else math.sqrt(max(1.0, outputs / max(inputs, 1)))
+
+    def numbers() -> tuple[float, float]:
+        lr = config["learning_rate"]
+        return lr * s, 1 - lr * wd
+
+    rate, kept = varying(numbers, 2, dtype_name(w.dtype))
     config["velocity"] = v = mu * config["velocity"] + dw
     xp = namespace(w)
     update = xp.reshape(newton_schulz(xp.reshape(dw + mu * v, matrix), config["newton_schulz_steps"]), w.shape)
     if config["normalize_weights"]:
         w = _of_norm(w, math.sqrt(outputs))
-    else:
-        lr *= math.sqrt(max(1.0, outputs / max(inputs, 1)))
-    return _decayed(w, config) - lr * update, config
+    return (kept * w if wd else w) - rate * update, config
 
 
 def newton_schulz(g: Array, steps: int = 5) -> Array:
@@ -236,7 +248,7 @@ def newton_schulz(g: Array, steps: int = 5) -> Array:
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
-    xp = one_kind("newton_schulz", g=g)
+    one_kind("newton_schulz", g=g)
     if g.ndim != 2:
         raise ValueError(f"newton_schulz: expected g (R, C); received {tuple(g.shape)}")
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -244,7 +256,7 @@ def newton_schulz(g: Array, steps: int = 5) -> Array:
     tall = g.shape[0] > g.shape[1]
     x = x.T if tall else x  # the product of a matrix and its transpose is then the smaller one
     for _ in range(steps):
-        gram = xp.matmul(x, x.T)
+        gram = product(x, x.T)
         x = a * x + product(b * gram + c * product(gram, gram), x)
     return x.T if tall else x
 

@@ -80,8 +80,9 @@ class RecordedStep:
     def __init__(self, solver: "Solver", indices: Array) -> None:
         self._solver, self._arrays = solver, _arrays(solver)
         self._indices = solver.backend.asarray(indices, copy=True)
-        # What layers replace by new arrays, in the dicts that they keep them in.
-        self._state = [(layer.state, key, layer.state[key]) for layer, key in solver.model.state_places]
+        # What layers and rules may replace by new arrays, in the dicts that they keep it in.
+        dicts = [*(layer.state for layer, _ in solver.model.state_places), *solver.optimizer.groups.values()]
+        self._state = [(each, key, value) for each in dicts for key, value in each.items() if is_array(value)]
         record = fast_path("recording.record", solver.backend.name)
         assert record is not None
         try:
@@ -112,13 +113,11 @@ class RecordedStep:
 
 
 def _arrays(solver: "Solver") -> list[Array]:
-    """All that a step reads or writes, besides what layers replace."""
-    configs = solver.optimizer.groups.values()
+    """All that a step reads or writes, besides what layers and rules replace."""
     return [
         *(solver.X_train, solver.y_train, solver._finite),
         *(parameters.flat for parameters in (*solver.model.buffers, solver._gradients["grads"])),
         *([] if solver._loss_scale is None else solver._loss_scale.arrays.values()),
-        *(value for config in configs for value in config.values() if is_array(value)),
     ]
 
 
@@ -128,8 +127,8 @@ def _obstacle(solver: "Solver") -> str | None:
         return f"{solver.backend} records no steps"
     if solver.accumulate > 1:
         return "a step takes several batches"
-    if not solver.optimizer.is_in_place:
-        return f"{solver.optimizer.rule_name} has no kernel that writes into place"
+    if (rule := solver.optimizer.unrecordable) is not None:
+        return f"{_name(rule)} takes numbers from the host at each step"
     watching = [each for each in solver.callbacks if _has_own(each, "on_iteration")]
     for part in (solver.model, *_parts(solver.model), *solver.augment.transforms, *watching):
         if not is_ours(part):
