@@ -80,9 +80,9 @@ def main() -> None:
         ours = float(ours)
         middle = time.perf_counter()
         inputs, labels = torch_airbench.normalize(torch.from_numpy(x), dtype), torch.from_numpy(batch.y)
-        theirs = trainings[0].step(inputs, labels)
+        theirs = float(trainings[0].step(inputs, labels))
         seconds = [seconds[0] + middle - start, seconds[1] + time.perf_counter() - middle]
-        again = trainings[1].step(inputs.contiguous(memory_format=LAYOUTS[1]), labels)
+        again = float(trainings[1].step(inputs.contiguous(memory_format=LAYOUTS[1]), labels))
 
         difference, own = (abs(value - theirs) / abs(theirs) for value in (ours, again))
         differences.append(difference)

@@ -1,6 +1,7 @@
 """What a benchmark's figures were measured on."""
 
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,6 +23,39 @@ def describe(threads: int) -> dict[str, Any]:
         **{package: _version(package) for package in ("numpy", "numba", "torch", "jax")},
         "blas": ", ".join(f"{library['internal_api']} {library['version']}" for library in blas),
     }
+
+
+def describe_device() -> dict[str, Any]:
+    """Return the CUDA device, its driver and the versions of what computes there."""
+    import cupy
+
+    from xpnn.kernels.cupy import convolution, products
+
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(0)
+    packages = ("numpy", "torch", "nvmath-python", "nvidia-cudnn-frontend")
+    return {
+        "device": properties["name"].decode(),
+        "memory_mb": properties["totalGlobalMem"] // 10**6,
+        "multiprocessors": properties["multiProcessorCount"],
+        "driver": _driver(),
+        "driver_cuda": runtime.driverGetVersion(),
+        "cuda": runtime.runtimeGetVersion(),
+        "python": platform.python_version(),
+        "xpnn": xpnn.__version__,
+        **{package: _version(package) for package in packages},
+        "cupy": cupy.__version__,  # its package's name carries CUDA's version
+        "products": products.describe(),
+        "convolutions": convolution.describe(),
+    }
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 def _version(package: str) -> str:

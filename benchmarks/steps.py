@@ -1,4 +1,7 @@
-"""One training step of a net on the CPU, by xpnn and by others: gather a batch, loss and gradients, Adam; float32."""
+"""The nets that are timed, by xpnn and by others, and their training step on the CPU.
+
+A step: gather a batch, loss and gradients, Adam; float32. The steps on a GPU are in gpu_steps.py.
+"""
 
 import itertools
 import sys
@@ -81,20 +84,20 @@ def numpy(net: str) -> Step | None:
     return step
 
 
-def _xpnn_model(net: str) -> Any:
-    from xpnn import Airbench, FullyConnectedNet, ThreeLayerConvNet
+def xpnn_model(net: str, **options: Any) -> Any:
+    from xpnn import Airbench, FullyConnectedNet, ResNet9, ThreeLayerConvNet
 
     if net in FULLY_CONNECTED:
-        options = {"use_batchnorm": True, "dropout": 0.25} if "dropout" in net else {}
+        options |= {"use_batchnorm": True, "dropout": 0.25} if "dropout" in net else {}
         return FullyConnectedNet(FULLY_CONNECTED[net], rng=0, **options)
-    return ThreeLayerConvNet(rng=0) if net == "convnet" else Airbench(rng=0)
+    return {"convnet": ThreeLayerConvNet, "resnet9": ResNet9, "airbench": Airbench}[net](rng=0, **options)
 
 
 def xpnn(net: str) -> Step:
     from xpnn.optim import Optimizer
 
     X, y = images(net)
-    rng, model = np.random.default_rng(0), _xpnn_model(net)
+    rng, model = np.random.default_rng(0), xpnn_model(net)
     optimizer, buffer = Optimizer(model.params, "adam"), model.params.like()
 
     def step() -> None:
@@ -105,15 +108,15 @@ def xpnn(net: str) -> Step:
     return step
 
 
-def _torch_net(net: str) -> Any:
+def torch_net(net: str) -> Any:
     from torch import nn
 
     if net not in FULLY_CONNECTED:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
         import torch_nets
 
-        if net == "airbench":
-            return torch_nets.Airbench((64, 256, 256))
+        if net != "convnet":
+            return torch_nets.Airbench() if net == "airbench" else torch_nets.ResNet9()
         return torch_nets.ThreeLayerConvNet((3, 32, 32), 32, 7, 100, CLASSES, False)
     layers: list[Any] = []
     for d, h in itertools.pairwise([3072, *FULLY_CONNECTED[net]]):
@@ -125,7 +128,7 @@ def _torch_net(net: str) -> Any:
 def torch(net: str, compiled: bool = False) -> Step:
     import torch as t
 
-    model = _torch_net(net)
+    model = torch_net(net)
     optimizer = t.optim.Adam(model.parameters(), fused=True)
     X, y = map(t.from_numpy, images(net))
     if net not in FULLY_CONNECTED:  # the faster of its layouts on the CPU
@@ -199,14 +202,14 @@ def jax(net: str) -> Step | None:
 
 
 def xpnn_scores(net: str, count: int) -> Step:
-    model, (X, _) = _xpnn_model(net), images(net)
+    model, (X, _) = xpnn_model(net), images(net)
     return lambda: model.loss(X[:count])
 
 
 def torch_scores(net: str, count: int) -> Step:
     import torch as t
 
-    model, X = _torch_net(net).eval(), t.from_numpy(images(net)[0])
+    model, X = torch_net(net).eval(), t.from_numpy(images(net)[0])
 
     def scores() -> object:
         with t.inference_mode():

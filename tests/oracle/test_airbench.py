@@ -57,7 +57,7 @@ class Lockstep:
         loss, grads = self.model.loss(self.backend.asarray(x), self.backend.asarray(y))
         self.optimizer.step(grads)
         inputs = torch_airbench.normalize(torch.from_numpy(x), self.dtype)
-        return float(loss), self.training.step(inputs, torch.from_numpy(y))
+        return float(loss), float(self.training.step(inputs, torch.from_numpy(y)))
 
     def assert_equal_weights(self, atol):
         ours, theirs = self.model.to_torch_state_dict(), self.net.state_dict()

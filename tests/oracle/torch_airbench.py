@@ -1,4 +1,4 @@
-"""The training of airbench94_muon.py in PyTorch: transcribed, but on the CPU and in one precision.
+"""The training of airbench94_muon.py in PyTorch, transcribed; by default on the CPU and in one precision.
 
 Source: Jordan, https://github.com/KellerJordan/cifar10-airbench.
 """
@@ -12,7 +12,7 @@ CIFAR_STD = torch.tensor((0.2470, 0.2435, 0.2616), dtype=torch.float64)
 
 def normalize(images, dtype=torch.float32):
     """What the net sees of bytes (N, 3, H, W)."""
-    mean, std = (v.to(dtype).view(3, 1, 1) for v in (CIFAR_MEAN, CIFAR_STD))
+    mean, std = (v.to(images.device, dtype).view(3, 1, 1) for v in (CIFAR_MEAN, CIFAR_STD))
     return (images.to(dtype) / 255 - mean) / std
 
 
@@ -40,8 +40,9 @@ def zeropower(g, steps=3, eps=1e-7):
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, params, lr, momentum):
+    def __init__(self, params, lr, momentum, orthogonalize=zeropower):
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.orthogonalize = orthogonalize
 
     @torch.no_grad()
     def step(self):
@@ -54,13 +55,17 @@ class Muon(torch.optim.Optimizer):
                 buffer.mul_(group["momentum"]).add_(g)
                 g = g.add(buffer, alpha=group["momentum"])
                 p.mul_(len(p) ** 0.5 / p.norm())
-                p.add_(zeropower(g.reshape(len(g), -1)).view(g.shape), alpha=-group["lr"])
+                p.add_(self.orthogonalize(g.reshape(len(g), -1)).view(g.shape), alpha=-group["lr"])
+
+
+def loss_of(net, inputs, labels):
+    return F.cross_entropy(net(inputs), labels, label_smoothing=0.2, reduction="sum")
 
 
 class Training:
     """The original's optimizers and schedules; `step` trains on a batch of normalized images and returns the loss."""
 
-    def __init__(self, net, batch_size, total_steps, filter_lr=0.24):
+    def __init__(self, net, batch_size, total_steps, filter_lr=0.24, *, orthogonalize=zeropower, fused=False):
         self.net, self.total_steps, self.whiten_bias_steps, self.steps = net, total_steps, 3 / 8 * total_steps, 0
         bias_lr, head_lr, wd = 0.053, 0.67, 2e-6 * batch_size
         filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
@@ -71,18 +76,20 @@ class Training:
             {"params": [net.head.weight], "lr": head_lr, "weight_decay": wd / head_lr},
         ]
         self.optimizers = [
-            torch.optim.SGD(groups, lr=head_lr, momentum=0.85, nesterov=True),
-            Muon(filters, lr=filter_lr, momentum=0.6),
+            torch.optim.SGD(groups, lr=head_lr, momentum=0.85, nesterov=True, fused=fused),
+            Muon(filters, filter_lr, momentum=0.6, orthogonalize=orthogonalize),
         ]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
 
+    def loss(self, inputs, labels):
+        return loss_of(self.net, inputs, labels)
+
     def step(self, inputs, labels):
         self.net.train()
         self.net.whiten.bias.requires_grad_(self.steps < self.whiten_bias_steps)
-        outputs = self.net(inputs)
-        loss = F.cross_entropy(outputs, labels, label_smoothing=0.2, reduction="sum")
+        loss = self.loss(inputs, labels)
         loss.backward()
         first, *others = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         first["lr"] = first["initial_lr"] * (1 - self.steps / self.whiten_bias_steps)
@@ -92,4 +99,4 @@ class Training:
             optimizer.step()
         self.net.zero_grad(set_to_none=True)
         self.steps += 1
-        return loss.item()
+        return loss.detach()  # on the device: nothing waits

@@ -1,0 +1,272 @@
+"""The benchmarks of the GPU, as far as they go without one: what is counted, timed by a clock that is told the time."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    if not BENCHMARKS.exists():
+        pytest.skip("the benchmarks are not beside the tests")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu
+
+    return gpu
+
+
+class Clock:
+    """Epochs of 100, 200, 300, ... ms, and 5 MB more at every look."""
+
+    def __init__(self):
+        self.marks, self.looks = 0, 0
+
+    def mark(self):
+        self.marks += 1
+        return self.marks
+
+    def ms(self, start, end):
+        assert end == start + 1
+        return 50 * end
+
+    def used(self):
+        self.looks += 1
+        return 5_000_000 * self.looks
+
+
+# Multiplications and additions of an image's forward pass, layer by layer.
+FULLY_CONNECTED = {
+    "5 x 100": [2 * 3072 * 100, *[2 * 100 * 100] * 4, 2 * 100 * 10],
+    "4 x 500": [2 * 3072 * 500, *[2 * 500 * 500] * 3, 2 * 500 * 10],
+}
+CONVNET = [2 * 7 * 7 * 3 * 32 * 32 * 32, 2 * (32 * 16 * 16) * 100, 2 * 100 * 10]
+RESNET9 = [
+    2 * 9 * 3 * 64 * 32 * 32,
+    2 * 9 * 64 * 128 * 32 * 32,
+    *[2 * 9 * 128 * 128 * 16 * 16] * 2,
+    2 * 9 * 128 * 256 * 16 * 16,
+    2 * 9 * 256 * 512 * 8 * 8,
+    *[2 * 9 * 512 * 512 * 4 * 4] * 2,
+    2 * 512 * 10,
+]
+AIRBENCH = [
+    2 * 9 * 24 * 64 * 31 * 31,
+    2 * 9 * 64 * 64 * 15 * 15,
+    2 * 9 * 64 * 256 * 15 * 15,
+    *[2 * 9 * 256 * 256 * 7 * 7] * 2,
+    2 * 9 * 256 * 256 * 3 * 3,
+    2 * 256 * 10,
+]
+WHITENING = 2 * 4 * 3 * 24 * 31 * 31  # forward alone: its filters do not learn
+
+
+@pytest.mark.parametrize(
+    ("net", "an_image"),
+    [
+        ("5 x 100", 1_474_800),
+        ("4 x 500", 10_674_000),
+        ("convnet", 24_188_784),
+        ("resnet9", 2_272_032_768),
+    ],
+)
+def test_the_operations_are_three_passes_but_for_the_gradient_of_the_images(gpu, net, an_image):
+    layers = {**FULLY_CONNECTED, "convnet": CONVNET, "resnet9": RESNET9}[net]
+    assert 3 * sum(layers) - layers[0] == an_image
+    assert gpu.demand(gpu.Work(net, 100, "float32")).operations == 100 * an_image
+
+
+def test_the_operations_of_airbench_are_those_of_its_learning_filters_and_of_muon(gpu):
+    an_image = 707_777_088
+    assert 3 * sum(AIRBENCH) + WHITENING == an_image
+    matrices = [(64, 24 * 9), (64, 64 * 9), (256, 64 * 9), *[(256, 256 * 9)] * 3]
+    muon = sum(3 * (4 * m * m * n + 2 * m**3) for m, n in matrices)
+    assert gpu.demand(gpu.Work("airbench", 2000, "float16")).operations == 2000 * an_image + muon
+
+
+def test_the_bytes_are_each_products_arrays_and_the_updates(gpu):
+    sizes = [3072, 100, 100, 100, 100, 100, 10]
+    numbers = 0
+    for first, second in itertools.pairwise(sizes):
+        numbers += 7 * first + first * second + 7 * second  # forward
+        numbers += 7 * second + 7 * first  # the matrix's gradient
+        numbers += (first * second + 7 * first) * (first != 3072)  # the input's
+    parameters = 3072 * 100 + 4 * 100 * 100 + 100 * 10 + 510
+    # A gradient written and read; the parameter and Adam's two averages read and written.
+    assert gpu.demand(gpu.Work("5 x 100", 7, "float32")).bytes == 4 * numbers + 4 * 8 * parameters
+    assert gpu.demand(gpu.Work("5 x 100", 7, "float16")).bytes == 2 * numbers + 4 * 8 * parameters
+
+
+def test_the_floor_is_the_larger_of_products_and_memory(gpu):
+    import floor
+
+    demand = floor.Demand(operations=3_000_000, bytes=8_000_000)
+    assert floor.milliseconds(demand, operations_per_s=1e9, bytes_per_s=8e9) == 3.0
+    assert floor.milliseconds(demand, operations_per_s=1e12, bytes_per_s=8e9) == 1.0
+
+
+def test_epochs_that_warm_up_are_left_out_and_the_others_divided_by_their_steps(gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "SECONDS", 3.0)
+    found = gpu.measure("xpnn eager", gpu.Work("5 x 100", 4, "float32"), Clock(), backend="numpy", count=20)
+    # Four of an epoch's five steps are timed: 300, 400, 500, 600 and 700 ms are less than the 3 s, but with 800 more.
+    assert found == {"ms": [75.0, 100.0, 125.0, 150.0, 175.0, 200.0], "peak_mb": 5.0}
+
+
+def test_pytorch_is_timed_in_the_same_way(gpu, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(gpu, "SECONDS", 3.0)
+    found = gpu.measure("torch eager", gpu.Work("5 x 100", 4, "float32"), Clock(), device="cpu", count=20)
+    assert found == {"ms": [75.0, 100.0, 125.0, 150.0, 175.0, 200.0], "peak_mb": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("net", "precision"),
+    [("convnet", "bfloat16"), ("convnet", "float16"), ("airbench", "float16"), ("5 x 100", "tf32")],
+)
+def test_pytorchs_steps_train_in_every_type(gpu, monkeypatch, net, precision):
+    torch = pytest.importorskip("torch")
+    import gpu_steps
+    import steps
+
+    model = steps.torch_net(net)
+    monkeypatch.setattr(steps, "torch_net", lambda net: model)
+    step = gpu_steps.torch(net, 4, precision, device="cpu", count=8)
+    weights = [w for w in model.parameters() if w.requires_grad]
+    before = [w.detach().clone() for w in weights]
+    step()
+    assert all(torch.isfinite(w).all() for w in weights)
+    assert all((w != b).any() for w, b in zip(weights, before, strict=True) if w.ndim > 1)
+
+
+def test_a_row_is_the_median_of_the_processes_medians_beside_the_floor(gpu):
+    measured = {"float32": {"products": 1e12, "copy": 1e15}}
+    runs = [
+        {"ms": [1.0, 2.0, 9.0], "peak_mb": 10.0},
+        {"ms": [4.0, 4.0], "peak_mb": 12.0},
+        {"ms": [3.0], "peak_mb": 8.0},
+    ]
+    row = gpu.row(gpu.Work("5 x 100", 100, "float32"), "xpnn eager", runs, measured)
+    assert row == {
+        "work": "5 x 100",
+        "variant": "xpnn eager",
+        "batch": 100,
+        "dtype": "float32",
+        "median_ms": 3.0,
+        "images_per_s": pytest.approx(100 / 0.003),
+        "floor_ms": pytest.approx(0.14748),
+        "peak_mb": 12.0,
+        "min_ms": 1.0,
+        "runs": 3,
+    }
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_a_variant_without_graphs_says_why(gpu, monkeypatch):
+    import gpu_steps
+
+    class Plain:
+        graph_reason = "a callback needs each loss"
+
+    with pytest.raises(gpu_steps.NotThere, match="no graph: a callback needs each loss"):
+        gpu_steps.check_graph(Plain(), wanted=True)
+    gpu_steps.check_graph(Plain(), wanted=False)
+
+
+def test_what_fails_is_one_line_and_the_others_go_on(gpu, monkeypatch, capsys, tmp_path):
+    """A run through the whole script, in which processes and the device are replaced."""
+
+    def ask(*arguments, tf32, **options):
+        assert not tf32
+        if arguments[0] == "--rate":
+            return {"products": 1e12, "copy": 1e12}
+        if arguments[1] == "torch eager":
+            raise gpu.NotThere("OutOfMemoryError: CUDA out of memory")
+        return {"ms": [2.0], "peak_mb": 3.0}
+
+    import machine
+
+    monkeypatch.setattr(gpu, "no_device", lambda: "")
+    monkeypatch.setattr(gpu, "ask", ask)
+    monkeypatch.setattr(machine, "describe_device", lambda: {"device": "none at all"})
+    out = tmp_path / "gpu.json"
+    variants = ("xpnn eager", "torch eager")
+    flags = ["--works", "5 x 100", "--variants", *variants, "--dtypes", "float32", "--rounds", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
+    assert gpu.main() == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        f"torch eager, 5 x 100, batch {batch}, float32: OutOfMemoryError: CUDA out of memory" for batch in (100, 1000)
+    ]
+    results = json.loads(out.read_text())
+    assert results["device"] == {"device": "none at all"}
+    assert [(r["variant"], r["batch"], r["runs"]) for r in results["rows"]] == [
+        ("xpnn eager", 100, 2),
+        ("xpnn eager", 1000, 2),
+    ]
+
+
+@pytest.mark.parametrize("script", ["gpu.py"])
+def test_without_a_device_a_script_is_one_line_and_status_2(gpu, script):
+    from xpnn import backend
+
+    if backend.get("cupy").is_available():
+        pytest.skip("there is a device")
+    done = subprocess.run([sys.executable, BENCHMARKS / script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{script}: expected a CUDA device; received none (")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def speed_run(gpu):
+    import speed_run
+
+    return speed_run
+
+
+def test_the_cut_outs_are_of_the_reflection_up_to_two_pixels_away(speed_run):
+    torch = pytest.importorskip("torch")
+    image = torch.arange(36.0).reshape(1, 1, 6, 6)
+    padded = torch.nn.functional.pad(image, (2,) * 4, "reflect")
+    possible = [padded[:, :, i : i + 6, j : j + 6] for i in range(5) for j in range(5)]
+    torch.manual_seed(0)
+    found = speed_run.crops(padded.expand(400, 1, 10, 10), 2)
+    assert found.shape == (400, 1, 6, 6)
+    which = [next(i for i, p in enumerate(possible) if torch.equal(p[0], each)) for each in found]
+    assert set(which) == set(range(25))
+
+
+def test_every_second_epoch_is_mirrored(speed_run):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    X = torch.zeros(4, 1, 8, 8)
+    X[:, :, :, :4] = torch.arange(1.0, 5.0)[:, None, None, None]  # each image bright on the left
+    epochs = list(speed_run.batches(X, torch.arange(4), 4, 2))
+    assert len(epochs) == 2
+    sides = []
+    for images, labels in epochs:
+        brighter = images[:, 0, :, :2].sum((1, 2)) > images[:, 0, :, -2:].sum((1, 2))
+        sides.append(brighter[labels.argsort()])
+    assert torch.equal(sides[0], ~sides[1])
+
+
+def test_both_sides_train_and_say_their_accuracy(speed_run, monkeypatch):
+    pytest.importorskip("torch")
+    from xpnn.data import cifar10
+
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(10), 4)
+    X = (rng.integers(0, 60, (40, 3, 32, 32)) + 19 * y[:, None, None, None]).astype("uint8")  # the brighter, the higher
+    monkeypatch.setattr(cifar10, "read_cifar10", lambda folder: (X, y, X[:20], y[:20], ()))
+    small = {"batch": 10, "widths": (8, 16, 16)}
+    for variant, place in (("xpnn eager", {"backend": "numpy"}), ("torch eager", {"device": "cpu"})):
+        found = speed_run.train(variant, "float32", "", 4, 1, **place, **small)
+        assert len(found["seconds"]) == len(found["accuracy"]) == 1
+        assert found["seconds"][0] > 0
+        assert found["accuracy"][0] >= 0.3, variant  # by chance it is 0.1
