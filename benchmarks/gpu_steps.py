@@ -105,6 +105,7 @@ def xpnn(
     graph: bool = False,
     backend: str = "cupy",
     count: int = IMAGES,
+    epochs: int = EPOCHS,
     callbacks: Sequence[Any] = (),
 ) -> Any:
     """Return a Solver, whose steps are to be timed."""
@@ -113,7 +114,7 @@ def xpnn(
     X, y = pixels(count)
     model, training = model_and_training(net, batch, dtype, backend)
     data = {"X_train": X, "y_train": y, "X_val": X[:1], "y_val": y[:1]}
-    others = {"num_epochs": EPOCHS, "num_train_samples": 1, "verbose": False, "seed": 0, "callbacks": list(callbacks)}
+    others = {"num_epochs": epochs, "num_train_samples": 1, "verbose": False, "seed": 0, "callbacks": list(callbacks)}
     return Solver(model, data, **training, **others, **graph_option(graph))
 
 

@@ -211,7 +211,7 @@ def test_what_fails_is_one_line_and_the_others_go_on(gpu, monkeypatch, capsys, t
     ]
 
 
-@pytest.mark.parametrize("script", ["gpu.py"])
+@pytest.mark.parametrize("script", ["gpu.py", "gpu_check.py"])
 def test_without_a_device_a_script_is_one_line_and_status_2(gpu, script):
     from xpnn import backend
 
@@ -270,3 +270,110 @@ def test_both_sides_train_and_say_their_accuracy(speed_run, monkeypatch):
         assert len(found["seconds"]) == len(found["accuracy"]) == 1
         assert found["seconds"][0] > 0
         assert found["accuracy"][0] >= 0.3, variant  # by chance it is 0.1
+
+
+# ---- gpu_check.py
+
+
+@pytest.fixture
+def gpu_check(gpu):
+    import gpu_check
+
+    return gpu_check
+
+
+def test_a_command_that_takes_too_long_is_interrupted_and_has_failed(gpu_check, capfd):
+    code = "import time; print('begun', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('3 passed')"
+    outcome = gpu_check.run("tests", [sys.executable, "-c", code], 3.0)
+    assert not outcome.passed
+    assert outcome.words == "cut off after 3 s: 3 passed"
+    assert "begun\n" in capfd.readouterr().out
+
+
+def test_a_commands_last_line_and_status_are_its_outcome(gpu_check):
+    for status, passed in ((0, True), (1, False)):
+        outcome = gpu_check.run(
+            "tests", [sys.executable, "-c", f"print('== 5 passed =='); raise SystemExit({status})"], 60
+        )
+        assert (outcome.passed, outcome.words) == (passed, "5 passed")
+    assert gpu_check.run("tests", ["false"], 0.0).words == "no time was left"
+
+
+def test_the_kernels_tests_come_first_and_none_twice(gpu_check, monkeypatch):
+    commands = []
+    monkeypatch.setattr(gpu_check, "run", lambda name, command, seconds: commands.append((name, command)))
+    gpu_check.tests(until=1e9, share=1.0)
+    (_, first), (_, others) = commands
+    assert "tests/test_kernels.py" in first
+    assert "tests/training/test_fast_paths.py" in first
+    assert first[3:5] == others[3:5] == ["--backend", "cupy"]
+    assert {f"--ignore={path}" for path in first if path.startswith("tests/")} <= set(others)
+
+
+def test_a_small_check_is_a_line_and_its_failure_another(gpu_check, monkeypatch, capsys):
+    def fails():
+        raise AssertionError("differs by 3.0 times\nwhat roundings explain")
+
+    def breaks():
+        raise RuntimeError("an illegal address")
+
+    checks = {"good": lambda: "all of it", "wrong": fails, "broken": breaks}
+    monkeypatch.setattr(gpu_check.device_checks, "CHECKS", checks)
+    assert [gpu_check.answer(name) for name in checks] == [0, 1, 1]
+    assert capsys.readouterr().out.splitlines() == [
+        "all of it",
+        "differs by 3.0 times what roundings explain",
+        "RuntimeError: an illegal address",
+    ]
+
+
+def test_one_failure_is_exit_status_1_and_the_table_comes_last(gpu_check, monkeypatch, capsys):
+    def run(name, command, seconds):
+        return gpu_check.Outcome(name, name != "xpnn check", "its last line", 2.0)
+
+    monkeypatch.setattr(gpu_check, "no_device", lambda: "")
+    monkeypatch.setattr(gpu_check, "run", run)
+    monkeypatch.setattr(gpu_check, "_check", lambda name, seconds: (True, ""))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--seconds", "100"])
+    assert gpu_check.main() == 1
+    *_, kernels, others, check, small, benchmarks = capsys.readouterr().out.splitlines()
+    assert kernels == "ok           2 s  tests of kernels and graphs: its last line"
+    assert others == "ok           2 s  all other tests: its last line"
+    assert check == "FAILED       2 s  xpnn check: its last line"
+    assert small.endswith(f"small checks: {len(gpu_check.device_checks.CHECKS)} ok, 0 FAILED")
+    assert benchmarks == "ok           2 s  benchmarks: its last line"
+
+
+# ---- device_checks.py, what needs no emulation of CUDA: that is in test_cuda_checks.py
+
+
+def test_a_check_of_products_notices_factors_rounded_to_10_bits(gpu):
+    import device_checks
+
+    class OnDevice(np.ndarray):
+        def get(self):
+            return np.asarray(self)
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((1000, 1000)).astype("float32") for _ in range(2))
+    expected = a.astype("float64") @ b
+    device_checks.near((a @ b).view(OnDevice), expected, 1000, "f")
+    rounded = (a.view("uint32") & np.uint32(0xFFFFE000)).view("float32")
+    with pytest.raises(AssertionError, match="times what roundings explain"):
+        device_checks.near((rounded @ b).view(OnDevice), expected, 1000, "f")
+
+
+def test_cupy_has_what_the_checks_and_clocks_ask_for(gpu):
+    cupy = pytest.importorskip("cupy")
+    for owner, names in {
+        cupy.cuda: "Device Event MemoryPool Stream get_elapsed_time using_allocator",
+        cupy.cuda.Device: "synchronize",
+        cupy.cuda.Event: "record synchronize",
+        cupy.cuda.Stream: "begin_capture end_capture synchronize",
+        cupy.cuda.Graph: "launch",
+        cupy.cuda.MemoryPool: "malloc set_limit",
+        cupy.cuda.runtime: "memGetInfo getDeviceProperties driverGetVersion runtimeGetVersion",
+        cupy.random: "Generator Philox4x3210",
+        cupy: "copyto arange full",
+    }.items():
+        assert [name for name in names.split() if not hasattr(owner, name)] == []

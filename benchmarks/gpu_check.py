@@ -1,0 +1,147 @@
+"""Everything that only a CUDA device can show: the tests on it, small checks of what the library relies on, benchmarks.
+
+python benchmarks/gpu_check.py                      needs the extras cuda13, cudnn and test, and torch for comparisons
+python benchmarks/gpu_check.py --seconds 570        all within so long: the tests take 60 % of it at most
+python benchmarks/gpu_check.py --tests-only         without the benchmarks;  --benchmarks-only  with nothing else
+
+In this order: the tests of kernels, graphs and fast paths, all others under ``pytest --backend cupy``, ``xpnn check``,
+the checks of device_checks.py, gpu.py. A short table comes last. The exit status is 1 where something failed or did not
+end in time, and 2 without a device.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import device_checks
+
+ROOT = Path(__file__).parents[1]
+FIRST = ("tests/test_kernels.py", "tests/**/test_*graph*.py", "tests/**/test_fast_paths.py")
+EMULATED = "tests/test_cu*.py"  # they replace CuPy by a stand-in, and are for machines without a device
+TESTS, CHECK, LONGEST = 0.6, 60, 3600  # of the time; seconds of one small check; seconds for all, unless told
+PATIENCE = 15  # seconds that pytest has for its summary once it is interrupted
+
+
+class Outcome(NamedTuple):
+    name: str
+    passed: bool
+    words: str
+    seconds: float
+
+
+def run(name: str, command: Sequence[str], seconds: float) -> Outcome:
+    """Run a command, its output going on to ours; the last line of it is the outcome's words."""
+    print(f"\n== {name}", flush=True)
+    began, last = time.perf_counter(), ""
+    if seconds <= 0:
+        return Outcome(name, False, "no time was left", 0.0)
+    limited = ["timeout", "-s", "INT", "-k", str(PATIENCE), str(seconds), *command]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(limited, cwd=ROOT, text=True, **both) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip(" =\n") or last
+    status, took = process.wait(), time.perf_counter() - began
+    late = took >= seconds
+    return Outcome(name, status == 0 and not late, f"cut off after {took:.0f} s: {last}" if late else last, took)
+
+
+def tests(until: float, share: float) -> list[Outcome]:
+    """The suite in two parts, the kernels' and graphs' first."""
+    first = sorted({str(path.relative_to(ROOT)) for pattern in FIRST for path in ROOT.glob(pattern)})
+    pytest = [sys.executable, "-m", "pytest", "--backend", "cupy", "-q", "--tb", "short"]
+    pytest += [f"--ignore-glob={ROOT / EMULATED}"]
+    end = time.perf_counter() + share
+    parts = {
+        "tests of kernels and graphs": first,
+        "all other tests": ["tests", *(f"--ignore={path}" for path in first)],
+    }
+    return [run(name, [*pytest, *part], min(end, until) - time.perf_counter()) for name, part in parts.items()]
+
+
+def small_checks(until: float) -> list[Outcome]:
+    """Each in a process of its own, one line each."""
+    print("\n== small checks", flush=True)
+    outcomes = []
+    for name in device_checks.CHECKS:
+        began = time.perf_counter()
+        outcome = Outcome(name, *_check(name, min(CHECK, until - began)), time.perf_counter() - began)
+        print(f"{'ok' if outcome.passed else 'FAILED'}: {name}: {outcome.words}".removesuffix(": "), flush=True)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _check(name: str, seconds: float) -> tuple[bool, str]:
+    if seconds <= 0:
+        return False, "no time was left"
+    command = [sys.executable, __file__, "--one", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False, f"not done after {seconds:.0f} s"
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else f"exit status {done.returncode}" * bool(done.returncode)
+
+
+def answer(name: str) -> int:
+    """Do one small check in this process; print its words, or what is wrong in one line."""
+    try:
+        print(device_checks.CHECKS[name]() or "")
+    except Exception as error:  # whatever a library raises is the check's result
+        kind = "" if type(error) is AssertionError else f"{type(error).__name__}: "
+        print(kind + " ".join(str(error).split()))
+        return 1
+    return 0
+
+
+def no_device() -> str:
+    """Why there is none, in words."""
+    from xpnn import backend
+
+    return backend.get("cupy").reason
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    return [f"{'ok' if o.passed else 'FAILED':8s}{o.seconds:6.0f} s  {o.name}: {o.words}" for o in outcomes]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=LONGEST, help="for everything together")
+    parser.add_argument("--out", help="the file for the benchmarks' results; theirs by default")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--tests-only", action="store_true", help="no benchmarks")
+    either.add_argument("--benchmarks-only", action="store_true", help="no tests and checks")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        return answer(args.one)
+    if reason := no_device():
+        print(f"gpu_check.py: expected a CUDA device; received none ({reason})", file=sys.stderr)
+        return 2
+    until, outcomes = time.perf_counter() + args.seconds, []
+    if not args.benchmarks_only:
+        outcomes += tests(until, args.seconds * (1 if args.tests_only else TESTS))
+        command = [sys.executable, "-m", "xpnn", "check", "--backend", "cupy"]
+        outcomes.append(run("xpnn check", command, min(2 * CHECK, until - time.perf_counter())))
+        checks = small_checks(until)
+        failed = sum(not check.passed for check in checks)
+        words = f"{len(checks) - failed} ok, {failed} FAILED"
+        outcomes.append(Outcome("small checks", not failed, words, sum(check.seconds for check in checks)))
+    if not args.tests_only:
+        left = until - time.perf_counter()
+        command = [sys.executable, str(Path(__file__).parent / "gpu.py"), "--seconds", f"{left - PATIENCE:.0f}"]
+        outcomes.append(run("benchmarks", command + (["--out", args.out] if args.out else []), left))
+    print("\n== in short")
+    for line in table(outcomes):
+        print(line)
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The small checks of a device, as far as an emulation of CUDA and of its libraries goes."""
+
+import cublaslt_on_cpu
+import cudnn_on_cpu
+import pytest
+import stand_in
+
+from test_benchmarks_gpu import BENCHMARKS
+from test_cuda import needed
+
+
+@pytest.fixture
+def device_checks(monkeypatch):
+    """The module, with a stand-in for CuPy."""
+    if stand_in.COMPILER is None or not BENCHMARKS.exists():
+        pytest.skip("no g++ was found, or no benchmarks")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import device_checks
+
+    with stand_in.installed():
+        cublaslt_on_cpu.install()
+        cudnn_on_cpu.install()
+        yield device_checks
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("philox gives the bits of NumPy's", "three seeds, up to 1,000,003 numbers"),
+        ("None is a null pointer to a kernel", None),
+        ("cuBLASLt multiplies, float32 exactly and halves summed in float32", "all by cuBLASLt"),
+        (
+            "a bias's gradient comes with the product, BGRADA, exact in float32",
+            "for float32, float16, bfloat16, float64",
+        ),
+        ("bfloat16 goes to the device, through a kernel and back", None),
+    ],
+)
+def test_a_check_passes_where_all_is_well(device_checks, name, words):
+    if "bfloat16" in name or "halves" in name or "BGRADA" in name:
+        needed("ml_dtypes")
+    assert device_checks.CHECKS[name]() == words
+
+
+@pytest.mark.parametrize(
+    ("has_exact_plans", "words"),
+    [(True, "a plan for all"), (False, "no plan for float32 fprop; float32 wgrad; float32 dgrad")],
+)
+def test_cudnns_check_says_where_there_is_no_plan(device_checks, monkeypatch, has_exact_plans, words):
+    needed("ml_dtypes")
+    monkeypatch.setattr(device_checks, "CONVOLUTIONS", [((2, 3, 8, 8), (4, 3, 3, 3), 1)])
+    monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", has_exact_plans)
+    assert device_checks.CHECKS["cuDNN's plans give the results of the definition"]() == words
+
+
+@pytest.mark.parametrize(
+    "name", ["a product by cuBLASLt is captured, each with its own bias", "a convolution by cuDNN is captured"]
+)
+def test_what_a_replay_is_to_give_is_what_the_changed_inputs_give(device_checks, monkeypatch, name):
+    """Nothing is captured here: the work is done again."""
+
+    def replayed(work, change):
+        work()
+        change()
+        return work()
+
+    monkeypatch.setattr(device_checks, "replayed", replayed)
+    device_checks.CHECKS[name]()
+    monkeypatch.setattr(device_checks, "replayed", lambda work, change: work())
+    with pytest.raises(AssertionError, match="times what roundings explain"):
+        device_checks.CHECKS[name]()
