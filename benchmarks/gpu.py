@@ -33,7 +33,7 @@ import gpu_steps
 import numpy as np
 import speed_run
 import steps
-from gpu_steps import VARIANTS, NotThere
+from gpu_steps import MODE, VARIANTS, NotThere
 
 BATCHES = {"5 x 100": (100, 1000), "4 x 500": (100, 1000), "convnet": (100,), "resnet9": (512,), "airbench": (2000,)}
 DTYPES = {net: ("float32",) if net in steps.FULLY_CONNECTED else tuple(floor.SIZES) for net in BATCHES}
@@ -277,6 +277,7 @@ def main() -> int:
     parser.add_argument("--works", nargs="*", default=list(BATCHES), choices=list(BATCHES), metavar="WORK")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--dtypes", nargs="+", default=list(USUAL), choices=list(floor.SIZES), metavar="DTYPE")
+    parser.add_argument("--mode", default=MODE, help="torch.compile's, such as the original airbench's max-autotune")
     parser.add_argument("--out", type=Path, help="the file for the results")
     parser.add_argument("--time-to", type=float, metavar="ACCURACY", help="train airbench, too, for that test accuracy")
     parser.add_argument("--data", help="the folder of CIFAR-10, for --time-to")
@@ -298,7 +299,7 @@ def main() -> int:
     whole = args.works == list(BATCHES) and args.variants == list(VARIANTS) and args.dtypes == list(USUAL)
     out = args.out or (Path(__file__).parent / "results" / "gpu.json" if whole else None)
     until = time.perf_counter() + args.seconds
-    results: dict[str, Any] = {"device": describe_device(), "rates": {}, "rows": [], "trainings": []}
+    results: dict[str, Any] = {"device": describe_device(), "mode": args.mode, "rates": {}, "rows": [], "trainings": []}
     print(", ".join(f"{name} {value}" for name, value in results["device"].items()), flush=True)
     missing = time_steps(works(args.works, args.dtypes), args, until, results, out)
     if args.time_to is not None:
@@ -325,7 +326,7 @@ def time_steps(chosen: list[Work], args: argparse.Namespace, until: float, resul
             try:
                 if work.dtype not in results["rates"]:
                     results["rates"][work.dtype] = ask("--rate", work.dtype, seconds=left, tf32=tf32)
-                found.append(ask("--one", variant, *map(str, work), seconds=left, tf32=tf32))
+                found.append(ask("--one", variant, *map(str, work), "--mode", args.mode, seconds=left, tf32=tf32))
             except NotThere as error:
                 if found and time.perf_counter() >= until:  # cut off, but measured before
                     continue
@@ -338,7 +339,7 @@ def time_steps(chosen: list[Work], args: argparse.Namespace, until: float, resul
 
 def time_trainings(args: argparse.Namespace, until: float, results: dict[str, Any], out: Any) -> int:
     """Fill the results' trainings; return how many are missing."""
-    options = ("--data", args.data, "--trainings", str(args.trainings))
+    options = ("--data", args.data, "--trainings", str(args.trainings), "--mode", args.mode)
     for variant in args.variants:
         try:
             found = ask(
@@ -378,16 +379,20 @@ def answer(args: argparse.Namespace) -> int:
             found: Any = rates(args.rate)
         elif args.one[0] == "training":
             _, variant, dtype, epochs = args.one
-            found = speed_run.train(variant, dtype, args.data, int(epochs), args.trainings)
+            found = speed_run.train(variant, dtype, args.data, int(epochs), args.trainings, **mode(variant, args))
         else:
             variant, net, batch, dtype = args.one
-            found = measure(variant, Work(net, int(batch), dtype))
+            found = measure(variant, Work(net, int(batch), dtype), **mode(variant, args))
     except Exception as error:  # of a library, a compiler, the device
         kind = "" if isinstance(error, NotThere) else f"{type(error).__name__}: "
         print(kind + (str(error).strip() or "without a message").splitlines()[0], file=sys.stderr)
         return 1
     print(json.dumps(found))
     return 0
+
+
+def mode(variant: str, args: argparse.Namespace) -> dict[str, str]:
+    return {"mode": args.mode} if variant == "torch compiled" else {}
 
 
 def write(results: dict[str, Any], out: Path | None) -> None:

@@ -4,7 +4,8 @@ The images lie on the device. The time is that of the whitening, the first weigh
 mirrored and shifted views of the 10,000 test images. One training before that is not timed: it compiles and tunes. Both
 train on all 50,000 images. xpnn's Solver looks at one image after each epoch, within the time.
 
-PyTorch's side is the transcription of airbench94_muon.py in tests/oracle, with the original's way to make batches.
+PyTorch's side is the transcription of airbench94_muon.py in tests/oracle, with the original's way to make batches. The
+original compiles in the mode max-autotune, which takes minutes: ``gpu.py --mode max-autotune``.
 """
 
 import time

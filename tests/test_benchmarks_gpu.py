@@ -1,5 +1,6 @@
 """The benchmarks of the GPU, as far as they go without one: what is counted, timed by a clock that is told the time."""
 
+import argparse
 import itertools
 import json
 import subprocess
@@ -209,6 +210,34 @@ def test_what_fails_is_one_line_and_the_others_go_on(gpu, monkeypatch, capsys, t
         ("xpnn eager", 100, 2),
         ("xpnn eager", 1000, 2),
     ]
+
+
+@pytest.mark.parametrize(("accuracy", "time_to"), [([0.93, 0.95], 3.0), ([0.93, 0.94], None)])
+def test_a_training_counts_where_it_reaches_the_accuracy_on_average(gpu, accuracy, time_to):
+    args = argparse.Namespace(epochs=8, time_to=0.94)
+    row = gpu.training_row("torch eager", args, {"seconds": [4.0, 2.0], "accuracy": accuracy})
+    assert row["time_to_s"] == time_to
+    assert (row["median_s"], row["min_s"], row["trainings"]) == (3.0, 2.0, 2)
+    assert row["images_per_s"] == 8 * 50_000 / 3
+
+
+def test_a_process_says_what_fails_in_one_line(gpu, monkeypatch, capsys):
+    def measure(variant, work, **options):
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    args = argparse.Namespace(rate=None, one=["torch compiled", "5 x 100", "100", "float32"], mode="default")
+    assert gpu.answer(args) == 1
+    assert capsys.readouterr().err == "RuntimeError: CUDA error: out of memory\n"
+
+
+def test_a_process_that_fails_or_takes_too_long_is_not_there(gpu):
+    with pytest.raises(gpu.NotThere, match=r"\w+Error: |is not installed"):  # no device, or no such type
+        gpu.ask("--rate", "float7", seconds=100)
+    with pytest.raises(gpu.NotThere, match="not done after 0 s"):
+        gpu.ask("--rate", "float7", seconds=0.01)
+    with pytest.raises(gpu.NotThere, match="no time is left"):
+        gpu.ask("--rate", "float7", seconds=0)
 
 
 @pytest.mark.parametrize("script", ["gpu.py", "gpu_check.py"])
