@@ -51,11 +51,11 @@ def run(name: str, command: Sequence[str], seconds: float) -> Outcome:
     return Outcome(name, status == 0 and not late, f"cut off after {took:.0f} s: {last}" if late else last, took)
 
 
-def tests(until: float, share: float) -> list[Outcome]:
+def tests(until: float, share: float, workers: int) -> list[Outcome]:
     """The suite in two parts, the kernels' and graphs' first."""
     first = sorted({str(path.relative_to(ROOT)) for pattern in FIRST for path in ROOT.glob(pattern)})
     pytest = [sys.executable, "-m", "pytest", "--backend", "cupy", "-q", "--tb", "short"]
-    pytest += [f"--ignore-glob={ROOT / EMULATED}"]
+    pytest += [f"--ignore-glob={ROOT / EMULATED}", *(["-n", str(workers)] if workers > 1 else [])]
     end = time.perf_counter() + share
     parts = {
         "tests of kernels and graphs": first,
@@ -114,6 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=LONGEST, help="for everything together")
     parser.add_argument("--out", help="the file for the benchmarks' results; theirs by default")
+    parser.add_argument("--workers", type=int, default=1, help="processes for the tests; more need pytest-xdist")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--tests-only", action="store_true", help="no benchmarks")
     either.add_argument("--benchmarks-only", action="store_true", help="no tests and checks")
@@ -126,7 +127,7 @@ def main() -> int:
         return 2
     until, outcomes = time.perf_counter() + args.seconds, []
     if not args.benchmarks_only:
-        outcomes += tests(until, args.seconds * (1 if args.tests_only else TESTS))
+        outcomes += tests(until, args.seconds * (1 if args.tests_only else TESTS), args.workers)
         command = [sys.executable, "-m", "xpnn", "check", "--backend", "cupy"]
         outcomes.append(run("xpnn check", command, min(2 * CHECK, until - time.perf_counter())))
         checks = small_checks(until)

@@ -331,11 +331,12 @@ def test_a_commands_last_line_and_status_are_its_outcome(gpu_check):
 def test_the_kernels_tests_come_first_and_none_twice(gpu_check, monkeypatch):
     commands = []
     monkeypatch.setattr(gpu_check, "run", lambda name, command, seconds: commands.append((name, command)))
-    gpu_check.tests(until=1e9, share=1.0)
+    gpu_check.tests(until=1e9, share=1.0, workers=1)
     (_, first), (_, others) = commands
     assert "tests/test_kernels.py" in first
     assert "tests/training/test_fast_paths.py" in first
     assert first[3:5] == others[3:5] == ["--backend", "cupy"]
+    assert "-n" not in first
     assert {f"--ignore={path}" for path in first if path.startswith("tests/")} <= set(others)
 
 
