@@ -141,6 +141,8 @@ def _xpnn_laps(work: Work, clock: Clock, options: dict[str, Any]) -> Laps:
     from xpnn.training import Callback
 
     class Timer(Callback):
+        only_looks = True
+
         def on_iteration(self, solver: Any) -> None:
             row = solver.iteration % solver.iterations_per_epoch
             if row == 1:

@@ -6,7 +6,6 @@ last. A batch is drawn beforehand and gathered in the step. Half precision has p
 autocast, with a loss scale for float16), except PyTorch's airbench, whose original is in half throughout.
 """
 
-import inspect
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -82,17 +81,6 @@ def optimizer(model: Any, training: dict[str, Any]) -> Any:
     return Optimizer(model.params, rule, groups=groups, **training["optim_config"])
 
 
-def graph_option(wanted: bool) -> dict[str, bool]:
-    """The Solver's argument for steps as CUDA graphs."""
-    from xpnn import Solver
-
-    if "graph" in inspect.signature(Solver).parameters:
-        return {"graph": wanted}
-    if wanted:
-        raise NotThere("this xpnn's Solver has no graphs")
-    return {}
-
-
 def check_graph(solver: Any, wanted: bool) -> None:
     if wanted and solver.graph_reason is not None:
         raise NotThere(f"no graph: {solver.graph_reason}")
@@ -116,7 +104,7 @@ def xpnn(
     model, training = model_and_training(net, batch, dtype, backend)
     data = {"X_train": X, "y_train": y, "X_val": X[:1], "y_val": y[:1]}
     others = {"num_epochs": epochs, "num_train_samples": 1, "verbose": False, "seed": 0, "callbacks": list(callbacks)}
-    return Solver(model, data, **training, **others, **graph_option(graph))
+    return Solver(model, data, **training, **others, graph=graph)
 
 
 def torch(

@@ -73,7 +73,7 @@ class _Xpnn:
             model,
             {"X_train": self.X, "y_train": self.y, "X_val": self.X_test[:1], "y_val": self.y_test[:1]},
             **gpu_steps.recipe(model, self.batch, self.dtype),
-            **gpu_steps.graph_option(self.graph),
+            graph=self.graph,
             num_epochs=self.epochs,
             augment=[AlternatingFlip(), RandomCrop(2)],
             num_train_samples=1,

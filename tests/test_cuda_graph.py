@@ -1,6 +1,10 @@
 """Recorded steps, by CUDA graphs without a device: that they do what steps launched one by one do."""
 
+import contextlib
+import copy
+import functools
 import gc
+import pickle
 import weakref
 
 import cublaslt_on_cpu as lt
@@ -13,18 +17,29 @@ from stand_in import KernelError
 import test_cuda
 from test_kernels import normals
 from training.solvers import image_data, make_data
-from xpnn import Model, Solver
+from xpnn import Model, Solver, kernels
 from xpnn.backend import CuPy
 from xpnn.data import Dataset
-from xpnn.data.augmentation import AlternatingFlip, ColorJitter, Cutout, Mixup, Normalize, RandomCrop, RandomFlip
+from xpnn.data.augmentation import (
+    AlternatingFlip,
+    ColorJitter,
+    Compose,
+    Cutout,
+    Mixup,
+    Normalize,
+    RandomCrop,
+    RandomFlip,
+)
 from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
-from xpnn.layers import Affine, BatchNorm, Layer, ReLU, Sequential
+from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential
+from xpnn.losses import softmax_loss
 from xpnn.models import FullyConnectedNet
-from xpnn.optim import EMA, ParamGroup
+from xpnn.optim import EMA, Optimizer, ParamGroup
 from xpnn.random import Generator
 from xpnn.recording import record, varying
-from xpnn.training import Callback
+from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, report
+from xpnn.training.recorder import may_change
 from xpnn.training.run import build_model, build_solver
 from xpnn.training.settings import Settings
 
@@ -66,21 +81,21 @@ def test_numbers_that_vary_are_those_of_their_call(cupy, type_):
     counted = iter(range(100))
 
     def work():
-        first = varying(lambda: next(counted), dtype=type_) + cupy.zeros(1, type_)
+        first = varying(lambda: next(counted), dtype=type_) + cupy.zeros((), type_)
         pair = varying(lambda: (next(counted), next(counted)), 2, type_) + cupy.zeros(2, type_)
         return first, pair
 
     recorded = recorder()(work)
     for call in range(3):
         first, pair = recorded()
-        assert [*first.get(), *pair.get()] == [3 * call, 3 * call + 1, 3 * call + 2]
+        assert [first.get(), *pair.get()] == [3 * call, 3 * call + 1, 3 * call + 2]
         assert first.dtype == pair.dtype == type_
 
 
 def test_many_numbers_vary(cupy):
     counted = iter(range(100))
     recorded = recorder()(lambda: [varying(lambda: next(counted), dtype="int64") + 0 for _ in range(19)])
-    assert [int(x.get()[0]) for x in recorded()] == list(range(19))
+    assert [int(x) for x in recorded()] == list(range(19))
     stand_in.launches.clear()
     recorded()
     assert [launch.kernel for launch in stand_in.launches] == 3 * ["put"] + ["graph"]
@@ -259,8 +274,9 @@ def test_training_waits_for_its_accuracies_and_losses_alone(cupy):
     stand_in.waits.clear()
     solver.num_epochs = 3
     solver.train()
+    rehearsed = 4 * ["copy from the host"]  # the epoch, both dropouts, Adam
     # an epoch: its losses, and the accuracy on both splits
-    assert stand_in.waits == 3 * ["get", "item", "item"]
+    assert stand_in.waits == [*rehearsed, *3 * ["get", "item", "item"]]
 
 
 def test_weights_that_are_averaged_are_those_of_each_replay(cupy):
@@ -295,7 +311,7 @@ def test_a_solver_and_what_it_recorded_go_with_its_last_name(cupy):
     try:
         solver, _ = trained(True)
         gone = weakref.ref(solver)
-        assert len(CuPy.graphs) == 0
+        assert len(CuPy.pools) == 0
         del solver
         assert gone() is None
     finally:
@@ -309,8 +325,103 @@ class Replaces(Callback):
         self.arrays = arrays
 
     def on_epoch(self, solver, metrics):
-        if metrics["epoch"] == 1:
+        if metrics["epoch"] == 1 and self.arrays is not None:
             solver.model.load_state_dict(self.arrays)
+
+
+class Looks(Callback):
+    only_looks = True
+
+    def on_epoch(self, solver, metrics):
+        pass
+
+    on_iteration = Callback.on_iteration
+
+
+class Changes(Looks):
+    """What its base says does not hold for what it adds."""
+
+    def on_epoch(self, solver, metrics):
+        solver.model.net.layers["dropout1"].dropout_param["p"] = 0.8
+
+
+def with_methods(**methods):
+    callback = Callback()
+    vars(callback).update(methods)
+    return callback
+
+
+@pytest.mark.parametrize(
+    ("make", "replays"),
+    [
+        (Looks, 16),  # of 18
+        (Changes, 11),
+        (lambda: with_methods(on_epoch=Changes().on_epoch.__get__(Changes())), 11),
+        (lambda: with_methods(on_epoch=Changes().on_epoch, only_looks=True), 16),
+    ],
+)
+def test_steps_are_recorded_anew_where_a_callback_may_change_something(cupy, make, replays):
+    assert trained(True, callbacks=[make()])[1] == replays
+
+
+@pytest.mark.parametrize(
+    "type_", [Checkpoints, EarlyStopping, MetricsLog, report.EpochLines, report.ProgressBar, report.Curves]
+)
+def test_callbacks_of_xpnn_change_nothing(type_):
+    assert not any(may_change(type_.__new__(type_), method) for method in ("on_epoch", "on_iteration"))
+
+
+def test_what_a_callback_changes_after_an_epoch_holds(cupy):
+    plain, recorded = (trained(graph, callbacks=[Changes()])[0] for graph in (False, True))
+    assert_same_training(plain, recorded)
+
+
+def test_a_solver_may_be_pickled_and_copied_in_a_callback(cupy):
+    class Copies(Callback):
+        only_looks = True
+
+        def on_epoch(self, solver, metrics):
+            callbacks, solver.callbacks = solver.callbacks, []
+            copies.extend([pickle.loads(pickle.dumps(solver)), copy.deepcopy(solver)])
+            solver.callbacks = callbacks
+
+    copies = []
+    solver, replays = trained(True, callbacks=[Copies()])
+    assert replays == 16
+    for each in copies[-4:-2]:  # of the second epoch
+        each.train()
+        assert_same_training(solver, each)
+
+
+def test_memory_that_a_recording_leaves_too_short_is_given_back(cupy):
+    """Here for the rest of each epoch, which is not recorded."""
+    solver = Solver(
+        dense(), make_data(), batch_size=13, sampling="shuffle", drop_last=False, num_epochs=3, verbose=False
+    )
+    pools = []
+
+    def loss(X, y=None, real=solver.model.loss, **options):
+        if X.shape[0] < 13 and y is not None and len(CuPy.pools):
+            pools.extend(pool._pool for pool in CuPy.pools)
+            raise MemoryError("out of memory")
+        return real(X, y, **options)
+
+    solver.model.loss = loss
+    with pytest.warns(RuntimeWarning, match="memory is short beside a recorded step; steps are launched one by one"):
+        solver.train()
+    assert solver.graph_reason == "memory is short beside a recorded step"
+    assert solver.epoch == 3
+    assert len(pools) == 1
+    assert pools[0].is_freed
+
+
+@pytest.mark.parametrize("work", [lambda: 1, lambda: 1 / 0])
+def test_memory_is_given_back_where_a_recording_goes_or_fails(cupy, work):
+    freed = []
+    cupy.cuda.MemoryPool.free_all_blocks = lambda self: freed.append(1)
+    with contextlib.suppress(ZeroDivisionError):
+        recorder()(work)
+    assert freed
 
 
 def test_weights_may_be_replaced_between_epochs(cupy):
@@ -362,6 +473,19 @@ def own_rule(w, dw, config):
     return w - 0.1 * dw, config
 
 
+@functools.wraps(softmax_loss)
+def wrapping_loss(scores, y):
+    return softmax_loss(scores, y)
+
+
+class OwnOptimizer(Optimizer):
+    pass
+
+
+def with_dropout(**param):
+    return with_layer(Dropout(dropout_param={"p": 0.5, "mode": "train", **param}))
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "reason"),
     [
@@ -371,11 +495,20 @@ def own_rule(w, dw, config):
             "sequential1.doubled1 (Doubled) is not xpnn's own, and may do what no device can record",
         ),
         (lambda: of_images(loss=own_loss), IMAGES, "own_loss is not xpnn's own"),
-        (dense, {"callbacks": [Watching()]}, "Watching is not xpnn's own"),
+        (
+            dense,
+            {"callbacks": [Watching()]},
+            "Watching is called after each batch, and does not say",
+        ),
         (of_images, IMAGES | {"augment": [lambda x, batch: x]}, "<lambda> is not xpnn's own"),
         (of_images, IMAGES | {"augment": [Mixup(0.3)]}, "Mixup decides on the host what differs from step to step"),
         (lambda: dense(seed=3), {}, "dropout1 (Dropout) decides on the host"),
         (dense, {"accumulate": 2}, "a step takes several batches"),
+        (lambda: of_images(loss=wrapping_loss), IMAGES, "softmax_loss is not xpnn's own"),
+        (of_images, IMAGES | {"augment": [Compose([lambda x, batch: x])]}, "<lambda> is not xpnn's own"),
+        (dense, {"callbacks": [with_methods(on_iteration=print)]}, "Callback is called after each batch"),
+        (lambda: with_dropout(rng=5), {}, "sequential1.dropout1 (Dropout) decides on the host"),
+        (lambda: with_dropout(rng=None), {}, "sequential1.dropout1 (Dropout) decides on the host"),
         (dense, {"update_rule": own_rule}, "own_rule takes numbers from the host at each step"),
         (lambda: FullyConnectedNet([8], 6, 3, backend="numpy"), {}, "numpy records no steps"),
     ],
@@ -386,6 +519,13 @@ def test_what_keeps_steps_from_being_recorded_is_said(cupy, make, settings, reas
     assert solver.graph_reason.startswith(reason)
     with pytest.raises(SettingError, match="Solver: expected steps that can be recorded, for graph=True; "):
         Solver(make(), graph=True, **settings)
+
+
+def test_an_optimizer_of_the_users_own_keeps_steps_from_being_recorded(cupy):
+    solver = Solver(dense(), make_data(), num_epochs=1, batch_size=10, verbose=False)
+    solver.optimizer = OwnOptimizer(solver.model.params, "sgd")
+    solver.train()
+    assert solver.graph_reason.startswith("OwnOptimizer is not xpnn's own")
 
 
 def test_nothing_is_recorded_without_kernels(cupy, monkeypatch):
@@ -400,14 +540,24 @@ def test_a_wrong_graph_is_refused(graph):
         Solver(FullyConnectedNet([8], 6, 3), make_data(), graph=graph)
 
 
-def test_a_recording_that_fails_changes_nothing(without_cublaslt):
+def test_a_recording_that_fails_changes_nothing(without_cublaslt, monkeypatch):
+    monkeypatch.setitem(kernels.TABLE, ("recording.obstacle", "cupy"), lambda: None)
+    fast_path.cache_clear()
     plain, _ = trained(False)
-    tried, replays = trained("auto")
+    failure = "recording failed: a graph that is being captured cannot have cuBLAS"
+    with pytest.warns(RuntimeWarning, match=f"Solver: {failure}; steps are launched one by one") as warned:
+        tried, replays = trained("auto", callbacks=[Replaces(None)])
+    assert len(warned) == 1  # and not after each epoch
     assert replays == 0
-    assert tried.graph_reason == "recording failed: a graph that is being captured cannot have cuBLAS"
+    assert tried.graph_reason == failure
     assert_same_training(plain, tried)
     with pytest.raises(SettingError, match="for graph=True; recording failed"):
         trained(True)
+
+
+def test_products_of_cupys_own_keep_steps_from_being_recorded(without_cublaslt):
+    reason = "products by cupy.matmul cannot be recorded; pip install nvmath-python"
+    assert Solver(dense(), make_data()).graph_reason == reason
 
 
 # ---- the models
@@ -432,7 +582,8 @@ def of_recipe(model, dtype, graph):
     solver = build_solver(settings, build_model(settings, dataset), dataset)
     solver._recorder.graph = graph
     _, waits = watched(solver)
-    assert waits[1:] == [[]] * (len(waits) - 1)  # the first brings what is kept there
+    first = 2 if graph else 1  # steps that bring to the device what is kept there, or is rehearsed
+    assert waits[first:] == [[]] * (len(waits) - first)
     return solver
 
 

@@ -145,7 +145,8 @@ def picks():
 
 # For every registered function: calls that its kernel has to answer as the definition does.
 CALLS = {
-    "recording.record": [(lambda: varying(lambda: np.ones(1, "float32")),)],
+    "recording.record": [(lambda: varying(lambda: np.float32(3)),)],
+    "recording.obstacle": [],  # the answer is a device's own
     "random.philox": [
         (0, 0, 0, 0),
         (0, 0, 0, 1),
@@ -352,6 +353,7 @@ ROUNDINGS = {
 # What NumPy has no kernel for.
 OF_DEVICES = {
     "recording.record",
+    "recording.obstacle",
     "random.philox",
     "products.matmul_bias",
     "layers.affine.param_grads",

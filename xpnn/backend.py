@@ -184,7 +184,7 @@ class CuPy(Backend):
     name = package = "cupy"
     pip = "'cupy-cuda13x[ctk]' (for a CUDA 12 driver 'cupy-cuda12x[ctk]')"
     default_device = "0"
-    graphs: ClassVar[WeakSet[Any]] = WeakSet()  # recorded work, each with its own `pool` of memory
+    pools: ClassVar[WeakSet[Any]] = WeakSet()  # of memory, besides CuPy's own: each says its `total_bytes()`
     _peak = 0
 
     @property
@@ -249,7 +249,7 @@ class CuPy(Backend):
         import cupy
 
         # A pool grows, and gives nothing back by itself.
-        pools = cupy.get_default_memory_pool(), *(graph.pool for graph in self.graphs)
+        pools = cupy.get_default_memory_pool(), *self.pools
         self._peak = max(self._peak, sum(pool.total_bytes() for pool in pools))
         return self._peak
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from xpnn.backend import Array
+from xpnn.backend import Array, Backend
 
 Result = TypeVar("Result")
 
@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 class Recording(Protocol):
     """What is recorded now."""
 
-    def place(self, compute: Callable[[], Any], count: int, dtype: str) -> Array:
-        """Return an array (count,) that holds what `compute` returns, called once before each replay."""
+    def place(self, compute: Callable[[], Any], count: int | None, dtype: str) -> Array:
+        """Return an array (count,), or () for None, that holds what `compute` returns, called before each replay."""
 
 
 class _Current(threading.local):
@@ -29,21 +29,21 @@ class _Current(threading.local):
 _current = _Current()
 
 
-def varying(compute: Callable[[], Any], count: int = 1, dtype: str = "float32") -> Any:
+def varying(compute: Callable[[], Any], count: int | None = None, dtype: str = "float32") -> Any:
     """Return what the host computes anew for each step: ``compute()``, or the place of it while a step is recorded.
 
     Parameters
     ----------
     compute : callable
-        Returns a number, or a tuple of `count` numbers; it may count on, too. Not called while a step is recorded, but
-        once for each replay, in the order of recording.
-    count : int
+        Returns a number or, with `count`, a tuple of so many; it may count on, too. Not called while a step is
+        recorded, but once for each replay, in the order of recording.
+    count : int, optional
     dtype : str
         Of the place.
 
     Returns
     -------
-    numbers : what `compute` returns, or array (count,) of `dtype`
+    numbers : what `compute` returns, or array () or (count,) of `dtype`
     """
     recording = _current.recording
     return compute() if recording is None else recording.place(compute, count, dtype)
@@ -59,10 +59,26 @@ def recorded_by(recording: Recording) -> Iterator[None]:
         _current.recording = before
 
 
+class Rehearsal:
+    """Work done as it is to be recorded, with places for numbers that vary: so its kernels are compiled before."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def place(self, compute: Callable[[], Any], count: int | None, dtype: str) -> Array:
+        return self.backend.asarray(compute(), dtype)
+
+
+def obstacle() -> str | None:
+    """The definition of what keeps work from being recorded: nothing."""
+    return None
+
+
 def record(work: Callable[[], Result]) -> Callable[[], Result]:
     """The definition of recorded work: a function that does it.
 
     A device's own has it recorded now, and done at each call: on the arrays that it was recorded with, which must still
-    be there. It returns the same arrays each time, with what they hold after the newest call.
+    be there. It returns the same arrays each time, with what they hold after the newest call. Its `release` gives its
+    memory back.
     """
     return work

@@ -292,7 +292,7 @@ def test_what_is_no_sequence_becomes_one(kind):
 
 def test_a_description_says_all_that_decides():
     compose = as_compose([RandomCrop(np.int64(2)), Cutout(3, np.array([0.5, 1, 2])), Compose([Mixup(np.float64(0.5))])])
-    expected = "RandomCrop(padding=2, mode='reflect'), Cutout(size=3, fill=(0.5, 1.0, 2.0)), [Mixup(alpha=0.5)]"
+    expected = "RandomCrop(padding=2, mode='reflect'), Cutout(size=3, fill=(0.5, 1.0, 2.0)), Mixup(alpha=0.5)"
     assert repr(compose) == f"[{expected}]"
     assert repr(as_compose([batch_of, math.sqrt])) == "[batch_of, sqrt]"
 

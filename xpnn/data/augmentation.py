@@ -43,7 +43,7 @@ class Batch:
         Where the images stand in the data set.
     rng : Generator
         For all that is drawn.
-    epoch : int, or int64 array (1,)
+    epoch : int, or int64 array ()
         How many are complete; the array where the step is recorded.
     num_examples : int
         The size of the data set.
@@ -299,7 +299,8 @@ class ColorJitter(Transform):
         if is_floating(x):
             return out
         info = xp.iinfo(x.dtype)
-        return xp.astype(xp.clip(xp.round(out), info.min, info.max), x.dtype)
+        # Not by clip, which array-api-compat has wait for a device.
+        return xp.astype(xp.minimum(xp.maximum(xp.round(out), info.min), info.max), x.dtype)
 
 
 @dataclass(frozen=True)
@@ -341,10 +342,12 @@ class Compose(Transform):
     """
 
     def __init__(self, transforms: Iterable[Callable[[Array, Batch], Array]] = ()) -> None:
-        self.transforms = tuple(transforms)
-        for transform in self.transforms:
+        parts: list[Callable[[Array, Batch], Array]] = []
+        for transform in transforms:
             if not callable(transform):
                 raise SettingError(f"Compose: expected transforms, or functions (x, batch); received {transform!r}")
+            parts += transform.transforms if type(transform) is Compose else [transform]
+        self.transforms: tuple[Callable[[Array, Batch], Array], ...] = tuple(parts)
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(_describe, self.transforms))}]"

@@ -98,8 +98,9 @@ class Dropout(Layer):
 
     @property
     def recordable(self) -> bool:
-        """Whether a device can record what it draws: not by a seed, with which each step begins again."""
-        return self.dropout_param.get("seed") is None
+        """Whether a device can record what it draws: from one generator, not from a new one at each step."""
+        param = self.dropout_param
+        return param.get("seed") is None and isinstance(param.get("rng", self.rng), Generator)
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         self.dropout_param["mode"] = "train" if train else "test"

@@ -15,7 +15,7 @@ from xpnn.optim import schedules
 from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
 from xpnn.optim.in_place import in_place
 from xpnn.optim.norms import clip_factor, scaled
-from xpnn.optim.rules import Config, Rule
+from xpnn.optim.rules import RULES, Config, Rule
 from xpnn.optim.schedules import Schedule
 from xpnn.parameters import Parameters
 
@@ -154,7 +154,7 @@ class Optimizer:
         for part in self._parts.values():
             if part.segments and isinstance(in_place(part.rule, flat), InPlaceKernel):
                 continue
-            if not getattr(part.rule, "recordable", False):
+            if RULES.get(rule_name(part.rule)) is not part.rule or not part.rule.recordable:  # type: ignore[attr-defined]
                 return part.rule
         return None
 

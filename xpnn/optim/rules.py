@@ -208,15 +208,15 @@ def muon(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; with
     `normalize_weights`, Jordan's airbench94_muon.py.
     """
-    mu, wd, matrix = config["momentum"], config["weight_decay"], (w.shape[0], math.prod(w.shape[1:]))
+    wd, matrix = config["weight_decay"], (w.shape[0], math.prod(w.shape[1:]))
     inputs, outputs = matrix if w.ndim == 2 else matrix[::-1]
     s = 1.0 if config["normalize_weights"] else math.sqrt(max(1.0, outputs / max(inputs, 1)))
 
-    def numbers() -> tuple[float, float]:
+    def numbers() -> tuple[float, ...]:
         lr = config["learning_rate"]
-        return lr * s, 1 - lr * wd
+        return lr * s, 1 - lr * wd, config["momentum"]
 
-    rate, kept = varying(numbers, 2, dtype_name(w.dtype))
+    rate, kept, mu = varying(numbers, 3, dtype_name(w.dtype))
     config["velocity"] = v = mu * config["velocity"] + dw
     xp = namespace(w)
     update = xp.reshape(newton_schulz(xp.reshape(dw + mu * v, matrix), config["newton_schulz_steps"]), w.shape)

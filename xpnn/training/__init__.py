@@ -1,6 +1,6 @@
 """Training: the Solver, its callbacks, checkpoints and reports."""
 
-from xpnn.training.callbacks import Checkpoints, EarlyStopping, MetricsLog
-from xpnn.training.solver import Callback, Solver
+from xpnn.training.callbacks import Callback, Checkpoints, EarlyStopping, MetricsLog
+from xpnn.training.solver import Solver
 
 __all__ = ["Callback", "Checkpoints", "EarlyStopping", "MetricsLog", "Solver"]

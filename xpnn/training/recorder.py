@@ -1,5 +1,6 @@
 """The steps of a Solver, recorded by a device and replayed."""
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from types import FunctionType
@@ -10,11 +11,13 @@ from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
 from xpnn.layers import Layer
 from xpnn.models import Model
+from xpnn.recording import Rehearsal, obstacle, record, recorded_by
+from xpnn.training.callbacks import Callback
 
 if TYPE_CHECKING:
     from xpnn.training.solver import Solver
 
-FIRST = 2  # steps that are launched one by one before: kernels are compiled, plans are made
+FIRST = 2  # steps before, launched one by one: plans are made, and in the last the kernels of a recording compiled
 
 
 class Recorder:
@@ -28,7 +31,7 @@ class Recorder:
     Attributes
     ----------
     reason : str or None
-        Why steps are not recorded.
+        What keeps steps from being recorded.
 
     Raises
     ------
@@ -40,17 +43,42 @@ class Recorder:
         if not isinstance(graph, bool) and graph != "auto":
             raise SettingError(f"Solver: expected graph to be True, False or 'auto'; received {graph!r}")
         self.graph = graph
-        self.forget()
-
-    def forget(self) -> None:
-        """Give up what was recorded, and its memory."""
+        self.reason: str | None = None
+        self._failure: str | None = None  # of a recording in this training
         self._recorded: RecordedStep | None = None
         self._launched = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_recorded": None, "_launched": 0}  # what is recorded stays where it is
+
     def start(self, solver: "Solver") -> None:
-        """Look at a solver anew: it may have changed."""
+        """Before a training."""
+        self._failure = None
+        self.renew(solver)
+
+    def renew(self, solver: "Solver") -> None:
+        """Where anything may have changed."""
         self.forget()
-        self._decide(_obstacle(solver) if self.graph else "graph=False was asked for")
+        self._decide(self._failure or (_obstacle(solver) if self.graph else "graph=False was asked for"))
+
+    def forget(self) -> None:
+        """Give up what was recorded, and its memory."""
+        if self._recorded is not None:
+            self._recorded.release()
+        self._recorded, self._launched = None, 0
+
+    def give_up(self) -> bool:
+        """Do without from now on, as memory is short; return whether there was anything to give up."""
+        if self._recorded is None:
+            return False
+        self.forget()
+        self._fail("memory is short beside a recorded step")
+        return True
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._decide(reason)
+        warnings.warn(f"Solver: {reason}; steps are launched one by one", RuntimeWarning, stacklevel=2)
 
     def _decide(self, reason: str | None) -> None:
         self.reason = reason
@@ -65,11 +93,14 @@ class Recorder:
             self.forget()
         if self._recorded is None and self._launched < FIRST:
             self._launched += 1
-            return None
+            if self._launched < FIRST:
+                return None
+            with recorded_by(Rehearsal(solver.backend)):
+                return solver._whole_step(indices)
         try:
             self._recorded = self._recorded or RecordedStep(solver, indices)
         except Exception as error:
-            self._decide(f"recording failed: {error}")
+            self._fail(f"recording failed: {error}")
             return None
         return self._recorded(indices)
 
@@ -81,12 +112,11 @@ class RecordedStep:
         self._solver, self._arrays = solver, _arrays(solver)
         self._indices = solver.backend.asarray(indices, copy=True)
         # What layers and rules may replace by new arrays, in the dicts that they keep it in.
-        dicts = [*(layer.state for layer, _ in solver.model.state_places), *solver.optimizer.groups.values()]
-        self._state = [(each, key, value) for each in dicts for key, value in each.items() if is_array(value)]
-        record = fast_path("recording.record", solver.backend.name)
-        assert record is not None
+        dicts = {id(layer.state): layer.state for layer, _ in solver.model.state_places}
+        dicts |= {id(config): config for config in solver.optimizer.groups.values()}
+        self._state = [(each, key, value) for each in dicts.values() for key, value in each.items() if is_array(value)]
         try:
-            self._replay = record(self._work)
+            self._replay: Any = (fast_path("recording.record", solver.backend.name) or record)(self._work)
         finally:
             for state, key, array in self._state:
                 state[key] = array
@@ -97,6 +127,9 @@ class RecordedStep:
             if state[key] is not array:
                 array[...] = state[key]
         return loss
+
+    def release(self) -> None:
+        self._replay.release()
 
     def is_current(self, indices: Array) -> bool:
         """Whether the arrays are the Solver's still, and the batch is as large."""
@@ -123,24 +156,47 @@ def _arrays(solver: "Solver") -> list[Array]:
 
 def _obstacle(solver: "Solver") -> str | None:
     """Say what keeps a Solver's steps from being recorded."""
-    if fast_path("recording.record", solver.backend.name) is None:
+    library = solver.backend.name
+    if fast_path("recording.record", library) is None:
         return f"{solver.backend} records no steps"
+    if (reason := (fast_path("recording.obstacle", library) or obstacle)()) is not None:
+        return reason
     if solver.accumulate > 1:
         return "a step takes several batches"
     if (rule := solver.optimizer.unrecordable) is not None:
         return f"{_name(rule)} takes numbers from the host at each step"
-    watching = [each for each in solver.callbacks if _has_own(each, "on_iteration")]
-    for part in (solver.model, *_parts(solver.model), *solver.augment.transforms, *watching):
-        if not is_ours(part):
+    for callback in solver.callbacks:
+        if may_change(callback, "on_iteration"):
+            return f"{_name(callback)} is called after each batch, and does not say that it only_looks"
+    parts = solver.model, *_parts(solver.model), solver.optimizer, solver.augment, *solver.augment.transforms
+    for part in parts:
+        if not _is_ours(part):
             return f"{_name(part)} is not xpnn's own, and may do what no device can record"
         if not getattr(part, "recordable", True):
             return f"{_name(part)} decides on the host what differs from step to step"
     return None
 
 
-def is_ours(thing: Any) -> bool:
+def may_change(callback: Callback, method: str) -> bool:
+    """Whether a callback has a method of its own that may change what a step depends on."""
+    if method in vars(callback):
+        return not vars(callback).get("only_looks", False)
+    for kind in type(callback).__mro__:
+        if kind is Callback:
+            break
+        if "only_looks" in vars(kind):  # said of all that it has, but not of what a subclass adds
+            return not vars(kind)["only_looks"]
+        if method in vars(kind):
+            return True
+    return False
+
+
+def _is_ours(thing: Any) -> bool:
     """Whether a function, or an object's class, is xpnn's own."""
-    return _kind(thing).__module__.partition(".")[0] == "xpnn"
+    kind = _kind(thing)
+    # A function that wraps another has that one's name and module, but not its globals.
+    module = kind.__globals__["__name__"] if isinstance(kind, FunctionType) else kind.__module__
+    return module.partition(".")[0] == "xpnn"
 
 
 def _kind(thing: Any) -> Any:
@@ -152,11 +208,6 @@ def _kind(thing: Any) -> Any:
 def _name(thing: Any) -> str:
     path = thing.path if isinstance(thing, Layer) else ""
     return f"{path} ({_kind(thing).__name__})" if path else _kind(thing).__name__
-
-
-def _has_own(callback: Any, method: str) -> bool:
-    """Whether a callback's class has a method that does something."""
-    return any(method in vars(kind) for kind in type(callback).__mro__[:-2])
 
 
 def _parts(model: Any) -> Iterator[Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from xpnn.optim.schedules import Schedule, sample
 from xpnn.training import checkpoint
-from xpnn.training.solver import Callback, Metrics, Solver
+from xpnn.training.callbacks import Callback, Metrics
+from xpnn.training.solver import Solver
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ HIGH = 3  # times its first value: a loss above it is drawn there, so that it do
 
 class EpochLines(Callback):
     """A plain line after each accuracy check; its speed is that of training alone."""
+
+    only_looks = True
 
     def __init__(self, console: "Console") -> None:
         self.console = console
@@ -43,6 +46,8 @@ class EpochLines(Callback):
 
 class ProgressBar(EpochLines):
     """The same lines above a bar with loss, images per second and time left."""
+
+    only_looks = True
 
     INTERVAL = 0.1  # seconds between two looks at the loss, each of which waits for the device
 
@@ -85,6 +90,8 @@ class ProgressBar(EpochLines):
 
 class Curves(Callback):
     """Draw ``curves.png`` at the end."""
+
+    only_looks = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

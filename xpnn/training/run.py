@@ -18,10 +18,11 @@ from xpnn.models.model import best_labels
 from xpnn.optim import EMA
 from xpnn.random import Generator
 from xpnn.training import checkpoint
+from xpnn.training.callbacks import Callback
 from xpnn.training.folder import RunFolder
 from xpnn.training.recipes import RECIPES
 from xpnn.training.settings import Settings, transforms
-from xpnn.training.solver import Callback, Solver
+from xpnn.training.solver import Solver
 
 
 def load_data(settings: Settings) -> Dataset:

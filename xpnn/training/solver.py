@@ -29,39 +29,15 @@ from xpnn.recording import varying
 from xpnn.threads import steady
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientSum
+from xpnn.training.callbacks import Callback, Metrics
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.loss_scale import LossScale
 from xpnn.training.out_of_memory import largest_that_fits, shortage_in
-from xpnn.training.recorder import Recorder, is_ours
+from xpnn.training.recorder import Recorder, may_change
 from xpnn.training.resumable import Resumable
-
-Metrics = dict[str, Any]
 
 REDUCTIONS = ("mean", "sum")
 BATCH_SIZE = 100  # of accuracy checks: no more than this, unless training takes more
-
-
-class Callback:
-    """What may be done along the way; every method does nothing unless a subclass says so.
-
-    A callback may end the training with ``solver.stop("the reason")``.
-    """
-
-    def on_train_start(self, solver: "Solver") -> None:
-        """Before the first iteration."""
-
-    def on_iteration(self, solver: "Solver") -> None:
-        """After each batch. Reading a loss here makes the loop wait for the device."""
-
-    def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
-        """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds, peak_mb.
-
-        Epoch 0 is the check after the first iteration. The peak is of memory so far, in millions of bytes: of the
-        process, or of what CuPy holds on the device; None where nobody counts it.
-        """
-
-    def on_train_end(self, solver: "Solver") -> None:
-        """After the last iteration, even where an error ended it; the parameters are those of that iteration."""
 
 
 class Solver(Resumable):
@@ -104,9 +80,11 @@ class Solver(Resumable):
         What `xpnn.data.augmentation` has, or functions ``transform(x, batch) -> x``: done to each training batch on
         the device, as it is stored. Accuracies are measured on images as they are, but for a `Normalize` among them.
     graph : bool or ``"auto"``
-        Whether a device records the steps of full batches, as a CUDA graph, and replays them: ``"auto"``, where it can.
-        The results are the same. Layers, transforms, losses, rules, and callbacks after each batch, that are not xpnn's
-        own keep it from that; `graph_reason` says what did.
+        Whether a device records a step with a full batch, as a CUDA graph, and replays it: ``"auto"``, where it can.
+        The results are the same, a replay is one launch. It takes two full batches first, and as much memory again as
+        a step. Layers, transforms, losses and rules that are not xpnn's own keep steps from being recorded, and so do
+        callbacks after each batch; after others' `on_epoch` steps are recorded anew. A schedule must be a function of
+        the progress alone.
     tta : str
         Test-time augmentation for the validation accuracy: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
     num_train_samples, num_val_samples : int or None
@@ -138,7 +116,7 @@ class Solver(Resumable):
     is_whole : bool
         Whether training is not going on, and was not cut off in the middle of an iteration.
     graph_reason : str or None
-        Why steps are launched anew each time; None where they are recorded.
+        What keeps steps from being recorded; None if nothing does.
     seconds, images_per_second : float
         Time spent in `train`; speed of the last epoch, without its accuracy check.
 
@@ -339,7 +317,10 @@ class Solver(Resumable):
     def _iterate(self) -> None:
         """One step, and what is due after it."""
         started, rate = time.perf_counter(), self.optimizer.learning_rate
-        if shortage := shortage_in(self._step):
+        iteration, shortage = self.iteration, shortage_in(self._step)
+        if shortage and self.iteration == iteration and self._recorder.give_up():
+            shortage = shortage_in(self._step)
+        if shortage:
             raise OutOfMemory(self._smaller_batch(shortage))
         epoch_ends = self.iteration % self.iterations_per_epoch == 0
         self.epoch += epoch_ends
@@ -547,8 +528,8 @@ class Solver(Resumable):
         }
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
-        if not all(map(is_ours, self.callbacks)):
-            self._recorder.start(self)  # anything may be another now
+        if any(may_change(each, "on_epoch") for each in self.callbacks):
+            self._recorder.renew(self)
 
     def check_accuracy(
         self, X: Array, y: Array, num_samples: int | None = None, batch_size: int | None = None, tta: str = "none"

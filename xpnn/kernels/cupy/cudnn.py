@@ -8,6 +8,7 @@ that is not allowed.
 import functools
 import importlib
 import math
+import threading
 from typing import Any, NamedTuple
 
 import cupy
@@ -42,8 +43,13 @@ def library() -> Any:
     return cudnn
 
 
-@functools.cache
 def _handle(cudnn: Any) -> int:
+    """This thread's own: a handle is on one stream at a time."""
+    return _handle_of(threading.get_ident(), cudnn)
+
+
+@functools.cache
+def _handle_of(thread: int, cudnn: Any) -> int:
     return cudnn.create_handle()
 
 

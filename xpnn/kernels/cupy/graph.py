@@ -1,6 +1,7 @@
 """CUDA graphs: work whose launches a device has recorded, and does again at one launch."""
 
 import contextlib
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -19,44 +20,70 @@ PLACES = 512  # of 8 bytes, at most
 AT_ONCE = 8  # that a launch of `put` fills
 
 
+class Pool:
+    """Memory that nobody else is given as long as it is not freed, even where memory runs short meanwhile."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Any] = []  # a pool that runs short gives back what is free just now
+        self._pool = cupy.cuda.MemoryPool(self._block)
+        self.malloc = self._pool.malloc
+        CuPy.pools.add(self)
+
+    def _block(self, size: int) -> Any:
+        self._blocks.append(cupy.cuda.Memory(size))
+        return cupy.cuda.MemoryPointer(self._blocks[-1], 0)
+
+    def total_bytes(self) -> int:
+        return sum(block.size for block in self._blocks)
+
+    def free(self) -> None:
+        """Give it back, once no array lies in it: CuPy's pool itself keeps what is free when it goes."""
+        self._pool.free_all_blocks()
+        self._blocks.clear()
+
+
 @kernel("recording.record", "cupy")
 class Graph:
-    """Recorded work, done at each call on CuPy's current stream.
-
-    All that it allocates lies in a pool of its own, so that nobody else is given the memory which its launches use.
-
-    Attributes
-    ----------
-    pool : cupy.cuda.MemoryPool
-    """
+    """Recorded work, done at each call on CuPy's current stream. All that it allocates lies in a pool of its own."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
+        self._pool, self._stream = Pool(), cupy.cuda.Stream(non_blocking=True)
+        self._graph: Any = None
+        self._results: Any = None
         get("cupy").free_memory()  # that of the work so far: the graph needs as much
-        self.pool = cupy.cuda.MemoryPool()
         self._places = cupy.zeros(PLACES, dtype="uint64")
         self._numbers = np.zeros(PLACES, dtype="uint64")  # the same on the host
         self._computes: list[tuple[Callable[[], Any], np.ndarray]] = []
         self._used = 0
-        with cupy.cuda.using_allocator(self.pool.malloc), cupy.cuda.Stream(non_blocking=True) as stream:
-            stream.begin_capture()
-            try:
-                with recorded_by(self):
-                    self._results = work()
-            except BaseException:
-                with contextlib.suppress(Exception):  # which says only that the recording came to nothing
-                    stream.end_capture()
-                raise
-            self._graph = stream.end_capture()
-        CuPy.graphs.add(self)
+        try:
+            with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+                self._capture(work)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
+            self.release()
+            raise
 
-    def place(self, compute: Callable[[], Any], count: int, dtype: str) -> Any:
-        size = -(-count * np.dtype(dtype).itemsize // 8)
+    def _capture(self, work: Callable[[], Any]) -> None:
+        self._stream.begin_capture()
+        try:
+            with recorded_by(self):
+                self._results = work()
+        except BaseException:
+            with contextlib.suppress(Exception):  # which says only that the recording came to nothing
+                self._stream.end_capture()
+            raise
+        self._graph = self._stream.end_capture()
+
+    def place(self, compute: Callable[[], Any], count: int | None, dtype: str) -> Any:
+        size = -(-(count or 1) * np.dtype(dtype).itemsize // 8)
         taken = slice(self._used, self._used + size)
         if taken.stop > PLACES:
             raise RuntimeError(f"a graph has {PLACES} places for numbers that vary; received more")
         self._used = taken.stop
-        self._computes.append((compute, self._numbers[taken].view(dtype)[:count]))
-        return self._places[taken].view(dtype)[:count]
+        part = 0 if count is None else slice(count)
+        numbers = self._numbers[taken].view(dtype)[: count or 1]
+        self._computes.append((compute, numbers))
+        return self._places[taken].view(dtype)[part]
 
     def __call__(self) -> Any:
         for compute, numbers in self._computes:
@@ -68,9 +95,21 @@ class Graph:
         self._graph.launch()
         return self._results
 
+    def release(self) -> None:
+        """Give its memory back; it can be called no more."""
+        self._graph = self._results = None
+        self._pool.free()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@kernel("recording.obstacle", "cupy")
+def obstacle() -> str | None:
+    return None if cublaslt.library() else "products by cupy.matmul cannot be recorded; pip install nvmath-python"
+
 
 def describe() -> str:
     """How training steps are launched, for people to read."""
-    if cublaslt.library() is None:
-        return "launched one by one, as products by cupy.matmul cannot be recorded; pip install nvmath-python"
-    return "recorded as CUDA graphs"
+    reason = obstacle()
+    return "recorded as CUDA graphs" if reason is None else f"launched one by one; {reason}"
