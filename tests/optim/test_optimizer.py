@@ -143,6 +143,22 @@ def test_a_rule_of_the_users_own_runs_on_each_parameter(kind, dtype):
     assert {name: config["calls"] for name, config in optimizer.configs().items()} == {"W": 2, "b": 2}
 
 
+def test_a_users_rule_may_keep_what_it_was_given(kind, dtype):
+    def keep(w, dw, config):
+        if "w" in config:
+            kind.assert_close(config["w"], expected["w"])
+            kind.assert_close(config["dw"], expected["dw"])
+        expected["w"], expected["dw"] = np.array(kind.to_numpy(w)), np.array(kind.to_numpy(dw))
+        return w - dw, {"w": w, "dw": dw}
+
+    expected = {}
+    params, grads = filled(kind, dtype, 0), filled(kind, dtype, 1)
+    optimizer = Optimizer(params, "frozen", groups=[ParamGroup("W", keep)])
+    optimizer.step(grads)
+    grads.flat[...] = kind(normals(9, 2), dtype)  # the next batch's, in the same memory
+    optimizer.step(grads)
+
+
 def test_a_users_rule_may_return_a_new_config(kind):
     params = filled(kind, "float64", 0)
     optimizer = Optimizer(params, lambda w, dw, config: (w, {"n": config.get("n", 0) + 1}))

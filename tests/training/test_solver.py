@@ -184,6 +184,24 @@ def test_a_rule_of_the_users_own_sees_one_parameter_at_a_time():
     assert shapes == {solver.model.params[name].shape for name in solver.model.params}
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_rule_that_compares_gradients_with_those_before_goes_where_it_would_with_copies(accumulate):
+    def rprop(keep):
+        def rule(w, dw, config):
+            last, rate = config.get("last", np.zeros_like(dw)), config.get("rate", np.full_like(dw, 1e-3))
+            config["rate"] = rate * np.where(dw * last < 0, 0.5, 1.2)
+            config["last"] = keep(dw)
+            return w - config["rate"] * np.sign(dw), config
+
+        return rule
+
+    settings = {"optim_config": {}, "accumulate": accumulate}
+    kept, copied = (make_solver(update_rule=rprop(keep), **settings) for keep in (lambda dw: dw, np.copy))
+    kept.train()
+    copied.train()
+    assert kept.loss_history == copied.loss_history
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_not():
     losses = []
     for seed in (5, 5, 6):

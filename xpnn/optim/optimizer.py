@@ -49,7 +49,8 @@ class Optimizer:
 
     Where the parameters share a flat buffer, rules of xpnn's that treat every number by itself run over it in one
     pass, or over the segments that a group's parameters form there. A plain dict of arrays, a rule that needs a
-    parameter's shape, or one of the user's own is taken one parameter at a time.
+    parameter's shape, or one of the user's own is taken one parameter at a time. Of a buffer, one of the user's own is
+    given copies, which it may keep and write to.
 
     Parameters
     ----------
@@ -206,6 +207,8 @@ class Optimizer:
         name = part.names[0]
         w, dw, before = self.params[name], grads[name], dict(self.groups[key])
         dw = dw if factor is None else scaled(dw, factor)
+        if not part.is_ours and isinstance(self.params, Parameters):  # it may keep views of what is written over
+            w, dw = (backends.of(array).asarray(array, copy=True) for array in (w, dw))
         next_w, after = part.rule(w, dw, self.groups[key])
         if where is not None:
             xp = namespace(w)
