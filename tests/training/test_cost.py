@@ -3,15 +3,17 @@
 import collections
 import sys
 import tracemalloc
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
 
-from xpnn import FullyConnectedNet, Model, ThreeLayerConvNet, backend, kernels
+from xpnn import FullyConnectedNet, Model, Solver, ThreeLayerConvNet, backend, kernels
 from xpnn.kernels.numpy import convolution
 from xpnn.kernels.numpy.workspace import forget
 from xpnn.layers import Affine, Parallel, ReLU, Residual, Sequential, conv_backward, conv_forward
-from xpnn.optim import Optimizer
+from xpnn.optim import EMA, Optimizer
 
 pytestmark = pytest.mark.skipif(
     kernels.fast_path("products.matmul", "numpy") is None, reason="the kernels are switched off"
@@ -19,14 +21,27 @@ pytestmark = pytest.mark.skipif(
 MEGABYTE = 2**20
 
 
-def peak_of(call):
-    """The most bytes that a call has allocated at a time."""
+@contextmanager
+def tracing():
     tracemalloc.start()
     try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
+        yield
     finally:
         tracemalloc.stop()
+
+
+def peak_of(call):
+    """The most bytes that a call has allocated at a time."""
+    with tracing():
+        return growth_of(call)
+
+
+def growth_of(call):
+    """The most bytes that were allocated at a time while a call went on, beyond those before; within `tracing`."""
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    call()
+    return tracemalloc.get_traced_memory()[1] - before
 
 
 class Counting:
@@ -141,3 +156,40 @@ def test_a_convolution_allocates_its_results_and_chunks(shape):
     threads = len(convolution.share(lambda part: None, 100))
     # strips, products, padded images, and gradients by rows, each of a chunk
     assert peak < results + threads * 4 * convolution.STRIPS + MEGABYTE
+
+
+class Plain:
+    """A model of the user's own: matrices in a plain dict, which add up to one."""
+
+    def __init__(self, width):
+        self.params = {f"W{i}": np.zeros((width, 100), "float32") for i in range(8)}
+
+    def loss(self, X, y=None):
+        scores = sum(X @ w for w in self.params.values())
+        return scores if y is None else (scores.mean(), dict.fromkeys(self.params, X.T @ (scores - 1)))
+
+
+def net(width):
+    return FullyConnectedNet([width, width], input_dim=width, rng=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "copies"),
+    [
+        (net, {}, 2),  # the best weights and the last
+        (net, {"accumulate": 2, "average": partial(EMA, decay=0.9)}, 4),  # and the last sum of gradients and average
+        (Plain, {}, 2 + 1 / 8),  # new arrays take the old ones' place in the dict, one by one
+    ],
+    ids=["model", "averaged", "plain"],
+)
+def test_a_training_allocates_copies_of_the_best_and_of_the_last_weights_alone(make, options, copies):
+    def solver_of(width):
+        X, y, model = np.ones((20, width), "float32"), np.zeros(20, "int64"), make(width)
+        data = {"X_train": X, "y_train": y, "X_val": X, "y_val": y}
+        own = {key: value(model.params) if callable(value) else value for key, value in options.items()}
+        return Solver(model, data, update_rule="adam", batch_size=5, num_epochs=3, verbose=False, **own)
+
+    solver_of(8).train()  # what is imported and compiled
+    with tracing():
+        solver = solver_of(1000)
+        assert growth_of(solver.train) < (copies + 0.2) * sum(w.nbytes for w in solver.model.params.values())

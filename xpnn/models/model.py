@@ -330,10 +330,16 @@ class Model:
         CheckpointError
             As in `matching_state`; the model is then unchanged.
         """
-        new = self.matching_state(arrays)
-        self._params.update((name, new[name]) for name in self._params)
+        self.load_matching(self.matching_state(arrays))
+
+    def load_matching(self, arrays: Mapping[str, Array]) -> None:
+        """Set parameters and state from arrays that are known to match and to be no views of the model's own.
+
+        One after the other: no second copy of all of them is made, as `load_state_dict` does to be sure.
+        """
+        self._params.update((name, arrays[name]) for name in self._params)
         for path, (layer, key) in self._state_paths.items():
-            layer.state[key] = new[path]
+            layer.state[key] = self.backend.asarray(arrays[path], self.dtype, copy=True)
 
     def arrays_by_layer(self) -> Iterator[tuple[str, Layer, str]]:
         """Yield the name of every parameter and state array, the layer it belongs to, and its name there."""

@@ -93,9 +93,10 @@ class _Average:
         for name, array in own.items():
             if name not in arrays or tuple(arrays[name].shape) != tuple(array.shape):
                 raise CheckpointError(f"expected the average's {name} of shape {tuple(array.shape)}")
+        shared = isinstance(self.average, Parameters)  # assigning then copies already
         for name in self.average:
-            old = self.average[name]
-            self.average[name] = backends.of(old).asarray(arrays[f"average/{name}"], dtype=old.dtype, copy=True)
+            old, new = self.average[name], arrays[f"average/{name}"]
+            self.average[name] = backends.of(old).asarray(new, dtype=old.dtype, copy=not shared)
         for name, old in self.average_state.items():
             new = backends.of(old).asarray(arrays[f"average/{name}"], dtype=old.dtype, copy=True)
             self.average_state[name] = new

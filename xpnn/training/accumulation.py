@@ -54,7 +54,11 @@ class GradientSum:
 
     def clear(self) -> None:
         """Forget the gradients so far: the next batch's are added to zeros."""
-        self.sum.update(_zeros(self.sum))
+        for name, grad in self.sum.items():
+            if isinstance(self.sum, Parameters):
+                grad[...] = 0.0
+            else:
+                self.sum[name] = namespace(grad).zeros_like(grad)
 
     def move(self, backend: Backend) -> None:
         """Move the sum to where the parameters have gone."""

@@ -205,10 +205,11 @@ class Resumable(ABC):
                 raise CheckpointError(f"{name}: expected {_form(array)}; received {_form(saved[name])}")
 
     def _load_model(self, arrays: Mapping[str, Array]) -> None:
+        """Give the model copies of weights and state that fit, one by one: memory for another set of them is scarce."""
         if isinstance(self.model, Model):
-            self.model.load_state_dict(arrays)
-        else:
-            self.model.params.update((name, self.backend.asarray(array)) for name, array in arrays.items())
+            self.model.load_matching(arrays)
+        else:  # the optimizer holds this dict
+            self.model.params.update((name, self.backend.asarray(a, copy=True)) for name, a in arrays.items())
 
 
 def _form(array: Array) -> str:

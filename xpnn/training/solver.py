@@ -569,10 +569,8 @@ class Solver(Resumable):
     def _restore_best(self) -> None:
         """Put the best weights in the place of the last; averages and sums go on from there."""
         self._last = {} if self.diverged else copied(self._weight_arrays())
-        if isinstance(self.model, Model) and self.best_params:
-            self.model.load_state_dict(self.best_arrays())
-        elif self.best_params:
-            self.model.params.update(copied(self.best_params))  # the optimizer holds this dict
+        if self.best_params:
+            self._load_model(self.best_arrays())
         if self.average is not None and self.best_params:
             own = self.average.state_dict()
             self.average.load_state_dict(own | checkpoint.prefixed("average", self._model_arrays()))
