@@ -1,9 +1,11 @@
 """Training by the kernels goes where the definitions go."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from xpnn import Model, kernels
+from xpnn import FullyConnectedNet, Model, ThreeLayerConvNet, kernels
 from xpnn.layers import GELU, Affine, AvgPool, BatchNorm, Conv, Dropout, Flatten, Sequential
 from xpnn.optim import Optimizer
 
@@ -51,3 +53,56 @@ def test_a_hundred_losses_are_those_of_the_definitions(switch, dtype, rule, rate
     # A unit in the last place for each step; measured: a fifth of that.
     np.testing.assert_allclose(received, expected, rtol=STEPS * np.finfo(dtype).eps)
     assert received[-1] < 0.5 * received[0]
+
+
+# The nets of the README's figures, at their own rate: what makes them, an example's shape, and how many steps of how
+# many examples are taken in float64 and in float32.
+NETS = {
+    "4 x 500": (partial(FullyConnectedNet, [500] * 4), (3072,), 20, {"float64": 20, "float32": 10}),
+    "5 x 100": (partial(FullyConnectedNet, [100] * 5), (3072,), 20, {"float64": 100, "float32": 40}),
+    "5 x 100, batch norm, dropout 0.25": (
+        partial(FullyConnectedNet, [100] * 5, use_batchnorm=True, dropout=0.25),
+        (3072,),
+        20,
+        {"float64": 100, "float32": 100},
+    ),
+    "ThreeLayerConvNet": (ThreeLayerConvNet, (3, 32, 32), 10, {"float64": 20, "float32": 15}),
+}
+
+
+def losses_of(net, dtype, perturbed=None):
+    """The losses of a net; given a seed, from weights each of which is one rounding off, up or down."""
+    make, shape, size, steps = NETS[net]
+    model, rng = make(rng=0, dtype=dtype, backend="numpy"), np.random.default_rng(0)
+    if perturbed is not None:
+        signs = np.sign(np.random.default_rng(perturbed).standard_normal(model.params.size))
+        model.params.flat[...] *= (1 + np.finfo(dtype).eps * signs).astype(dtype)
+    optimizer, buffer = Optimizer(model.params, "adam"), model.params.like()
+    images, labels, out = rng.standard_normal((500, *shape), "float32").astype(dtype), rng.integers(0, 10, 500), []
+    for _ in range(steps[dtype]):
+        batch = rng.integers(0, 500, size)
+        loss, grads = model.loss(images[batch], labels[batch], buffer)
+        optimizer.step(grads)
+        out.append(float(loss))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_losses_of_the_nets_of_the_figures_are_those_of_the_definitions(switch, net):
+    switch("0")
+    expected = losses_of(net, "float64")
+    switch("1")
+    np.testing.assert_allclose(losses_of(net, "float64"), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_in_float32_they_part_from_the_definitions_as_these_do_from_themselves(switch, net):
+    """ReLU and max pooling magnify roundings, so that a net parts from itself where its first weights are rounded."""
+    switch("0")
+    expected = losses_of(net, "float32")
+    controls = [np.abs(losses_of(net, "float32", seed) / expected - 1) for seed in range(3)]
+    switch("1")
+    received = np.abs(losses_of(net, "float32") / expected - 1)
+    roundings = 4 * np.finfo("float32").eps * np.arange(1, len(expected) + 1)
+    drift = np.maximum.accumulate(np.max(controls, axis=0))
+    assert (received <= roundings + 10 * drift).all()
