@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import xpnn
 from xpnn import backend as backends
 from xpnn.backend import CuPy, NumPy, Strict, Torch, dtype_name, library_of, namespace, one_kind
 from xpnn.errors import BackendUnavailable, SettingError, XpnnError
+from xpnn.layers import batchnorm_forward
 
 AVAILABLE = [name for name in (*backends.BACKENDS, "array-api-strict:device1") if backends.get(name).is_available()]
 DTYPES = ["bool", "uint8", "int32", "int64", "float32", "float64"]
@@ -395,6 +397,30 @@ def test_what_is_no_array_has_no_namespace(x):
 def test_library_of_a_numpy_subclass_and_scalar_is_numpy(tmp_path):
     assert library_of(np.memmap(tmp_path / "x", "float32", "w+", shape=(1,))) == "numpy"
     assert library_of(np.float32(1.0)) == "numpy"
+
+
+class Named(np.ndarray):
+    """Of a user's own."""
+
+
+@pytest.mark.parametrize("memory", ["memmap", "subclass"])
+def test_a_subclass_that_computes_as_numpys_arrays_is_one(memory, tmp_path):
+    x = np.memmap(tmp_path / "x", "float32", "w+", shape=(3, 4)) if memory == "memmap" else np.ones((3, 4)).view(Named)
+    x[...] = np.arange(12.0).reshape(3, 4)
+    out, _ = batchnorm_forward(x, x[1] * 0 + 1, x[0] * 0, {"mode": "train"})
+    np.testing.assert_allclose(out, np.array([[-(1.5**0.5)], [0.0], [1.5**0.5]]) * np.ones(4), rtol=1e-5, atol=1e-6)
+
+
+def test_masked_arrays_and_matrices_are_refused():
+    masked = np.ma.masked_less(np.ones((3, 4), "float32"), 0)
+    with warnings.catch_warnings(action="ignore"):  # NumPy's own, of what is to go
+        matrix = np.matrix(np.ones((3, 4), "float32"))
+    for x, name in ((masked, r"numpy\.ma.*\.MaskedArray"), (matrix, r"numpy.*\.matrix")):
+        with pytest.raises(TypeError, match=rf"batchnorm: expected x to be an array of numpy.*; received {name}"):
+            batchnorm_forward(x, np.ones(4, "float32"), np.ones(4, "float32"), {"mode": "train"})
+        for backend in map(backends.get, AVAILABLE):
+            with pytest.raises(TypeError, match=f"expected an array that is not masked and no matrix; received {name}"):
+                backend.asarray(x)
 
 
 def test_library_of_what_is_no_array_is_none():

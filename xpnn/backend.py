@@ -26,6 +26,7 @@ from xpnn.errors import BackendUnavailable, SettingError
 Array = Any  # the standard has no type for "an array of some library"
 Shape = tuple[int, ...]
 FLOATING = ("float64", "float32", "float16", "bfloat16")
+NO_ARRAYS = ("MaskedArray", "matrix")  # NumPy's own subclasses that leave out numbers, or multiply otherwise
 
 
 class Backend:
@@ -124,8 +125,11 @@ class Backend:
     def asarray(self, x: Any, dtype: Any = None, copy: bool = False) -> Array:
         """Return `x` as an array of this backend, copied where the library, device or dtype differ, or `copy` says so.
 
-        `x` may be an array of any backend, or anything NumPy takes; `dtype` a name or any library's dtype.
+        `x` may be an array of any backend, or anything NumPy takes; `dtype` a name or any library's dtype. For a
+        masked array it raises TypeError: the mask would be lost.
         """
+        if isinstance(x, np.ndarray) and not is_array(x):
+            raise TypeError(f"expected an array that is not masked and no matrix; received {describe(x)}")
         if library_of(x) not in (self.name, None):
             x, copy = to_numpy(x), True
         kwargs = {} if dtype is None else {"dtype": self.dtype(dtype)}
@@ -284,9 +288,10 @@ class Torch(Backend):
         return torch.device(self.device_id or "cpu")
 
     def asarray(self, x: Any, dtype: Any = None, copy: bool = False) -> Array:
-        if isinstance(x, np.ndarray):  # torch takes no read-only or reversed memory, and no foreign byte order
+        if isinstance(x, np.ndarray) and is_array(x):
             import torch
 
+            # It takes no read-only or reversed memory, and no foreign byte order.
             x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("=")))
         return super().asarray(x, dtype, copy)
 
@@ -418,6 +423,8 @@ def library_of(x: Any) -> str | None:
 
 @functools.cache
 def _library_of_type(kind: Any) -> str | None:
+    if any(base.__name__ in NO_ARRAYS and base.__module__.startswith("numpy") for base in kind.__mro__):
+        return None
     for base in kind.__mro__:
         library = _LIBRARIES.get(base.__module__.partition(".")[0])
         if library is not None and hasattr(kind, "dtype"):
