@@ -85,7 +85,13 @@ class Parameters(MutableMapping[str, Array]):
 
     def like(self) -> "Parameters":
         """Return zeros of the same names, shapes, dtype and backend."""
-        return Parameters(self.shapes, self.backend, self.dtype)
+        out = Parameters(self.shapes, self.backend, self.dtype)
+        out.shapes = self.shapes  # the same object, for a quick `is_like`
+        return out
+
+    def is_like(self, other: "Parameters") -> bool:
+        """Return whether another buffer holds arrays of the same names and shapes, in the same order."""
+        return self.shapes is other.shapes or list(self.shapes.items()) == list(other.shapes.items())
 
     def copy(self) -> "Parameters":
         """Return a copy with a buffer of its own."""

@@ -75,6 +75,36 @@ def test_gradients_may_come_as_a_plain_dict(kind, dtype, rule):
     kind.assert_close(other.flat, kind.to_numpy(params.flat))
 
 
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"W": (2, 3)}, "expected a gradient of b; received none"),
+        ({"W": (2, 3), "a": (3,)}, "expected gradients of W, b; received a"),
+        ({"W": (3, 2), "b": (3,)}, r"W: expected a gradient of shape \(2, 3\); received \(3, 2\)"),
+        ({**SHAPES, "c": (1,)}, "expected gradients of W, b; received c"),
+    ],
+    ids=["fewer", "named otherwise", "turned", "more"],
+)
+def test_gradients_of_other_parameters_are_refused_and_change_nothing(kind, shapes, message, as_dict):
+    params, grads = filled(kind, "float64", 0), Parameters(shapes, kind.backend, "float64")
+    optimizer = Optimizer(params, "adam")
+    with pytest.raises(ValueError, match=f"^Optimizer: {message}"):
+        optimizer.step(dict(grads) if as_dict else grads)
+    kind.assert_close(params.flat, kind.to_numpy(filled(kind, "float64", 0).flat))
+    assert optimizer.groups["flat"]["t"] == 0
+
+
+@ALL
+def test_gradients_may_come_in_another_order(kind, dtype, rule):
+    params, grads = filled(kind, dtype, 0), filled(kind, dtype, 1)
+    other, turned = params.copy(), Parameters(dict(reversed(SHAPES.items())), kind.backend, dtype)
+    turned.update(grads)
+    Optimizer(params, rule).step(grads)
+    Optimizer(other, rule).step(turned)
+    kind.assert_close(other.flat, kind.to_numpy(params.flat))
+
+
 @ALL
 def test_the_views_stay_views_and_the_gradients_stay_as_they_are(kind, dtype, rule):
     params, grads = filled(kind, dtype, 0), filled(kind, dtype, 1)

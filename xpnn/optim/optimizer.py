@@ -168,21 +168,39 @@ class Optimizer:
             The gradients by the names of the parameters.
         where : array () of bool, optional
             Where False parameters and state stay as they are, counters aside: a condition that nobody waits for.
+
+        Raises
+        ------
+        ValueError
+            For gradients of other names or shapes than those of parameters that share a buffer; nothing is changed.
         """
         if not self.groups:
             return
         self._follow()
-        if any(part.segments for part in self._parts.values()) and not isinstance(grads, Parameters):
-            assert isinstance(self.params, Parameters)
-            buffer = self.params.like()  # for gradients that a model made one by one
-            buffer.update(grads)
-            grads = buffer
+        if isinstance(self.params, Parameters) and not (isinstance(grads, Parameters) and self.params.is_like(grads)):
+            grads = self._laid_out(self.params, grads)
         factor = self._clip_factor(grads)
         for key, part in self._parts.items():
             if part.segments:
                 self._step_over_buffer(key, part, grads, factor, where)
             else:
                 self._step_alone(key, part, grads, factor, where)
+
+    def _laid_out(self, params: Parameters, grads: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Gradients that a model made one by one, or in another order, as a buffer like the parameters'."""
+        if unknown := [name for name in grads if name not in params]:
+            raise ValueError(f"Optimizer: expected gradients of {', '.join(params)}; received {unknown[0]}")
+        for name in (name for part in self._parts.values() for name in part.names):
+            if name not in grads:
+                raise ValueError(f"Optimizer: expected a gradient of {name}; received none")
+            expected, received = tuple(params[name].shape), tuple(grads[name].shape)
+            if expected != received:
+                raise ValueError(f"Optimizer: {name}: expected a gradient of shape {expected}; received {received}")
+        if not any(part.segments for part in self._parts.values()):
+            return grads
+        buffer = params.like()
+        buffer.update(grads)
+        return buffer
 
     def _clip_factor(self, grads: Mapping[str, Array]) -> Array | None:
         if self.clip_norm is None:
