@@ -168,6 +168,14 @@ def test_labels_out_of_range_are_refused(kind, loss_function, y, worst):
 
 
 @LOSSES
+def test_a_label_that_no_int64_holds_is_named_as_it_is(kind, loss_function):
+    if kind.backend.asynchronous:
+        pytest.skip("reading the labels would wait for the device")
+    with pytest.raises(ValueError, match=f"expected labels from 0 to 2; received {2**63 + 1}$"):
+        loss_function(kind(np.zeros((2, 3))), kind(np.array([0, 2**63 + 1], "uint64")))
+
+
+@LOSSES
 def test_labels_that_are_no_integers_are_refused(kind, loss_function):
     with pytest.raises(TypeError, match="expected integer labels y; received float64"):
         loss_function(kind(np.zeros((2, 3))), kind([0.0, 1.0]))

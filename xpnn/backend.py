@@ -481,6 +481,22 @@ def one_kind(where: str, **arrays: Array) -> Any:
     return namespace(x)
 
 
+def indices_below(where: str, name: str, x: Array, stop: int) -> Array:
+    """Return integers (N,) as int64, or say which of them is not from 0 to ``stop - 1``, where they are on the host.
+
+    Raises
+    ------
+    ValueError
+        For one out of range.
+    """
+    xp = namespace(x)
+    out = xp.astype(x, xp.int64, copy=False)  # uint64 from 2**63 on turns negative
+    if not of(x).asynchronous and bool(xp.any((out < 0) | (out >= stop))):
+        worst = x[int(xp.argmin(out) if bool(xp.any(out < 0)) else xp.argmax(out))]
+        raise ValueError(f"{where}: expected {name} from 0 to {stop - 1}; received {int(to_numpy(worst))}")
+    return out
+
+
 def describe(x: Any) -> str:
     """Say what `x` is, for an error message: ``cupy.ndarray (device 0)``."""
     library = library_of(x)

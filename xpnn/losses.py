@@ -11,7 +11,17 @@ from typing import Any
 from xpnn import backend as backends
 from xpnn import special
 from xpnn.arguments import check_number
-from xpnn.backend import Array, describe, is_array, is_floating, is_integer, library_of, namespace, one_kind
+from xpnn.backend import (
+    Array,
+    describe,
+    indices_below,
+    is_array,
+    is_floating,
+    is_integer,
+    library_of,
+    namespace,
+    one_kind,
+)
 from xpnn.kernels import fast_path
 
 
@@ -198,11 +208,7 @@ def _check(where: str, x: Array, y: Array) -> tuple[Any, Array]:
         raise ValueError(f"{where}: expected x (N, C) and y (N,); received x {tuple(x.shape)} and y {tuple(y.shape)}")
     if x.shape[0] == 0:
         raise ValueError(f"{where}: expected at least one example; received none")
-    y = xp.astype(y, xp.int64, copy=False)
-    if not backends.of(y).asynchronous and bool(xp.any((y < 0) | (y >= x.shape[1]))):
-        worst = int(xp.min(y)) if int(xp.min(y)) < 0 else int(xp.max(y))
-        raise ValueError(f"{where}: expected labels from 0 to {x.shape[1] - 1}; received {worst}")
-    return xp, y
+    return xp, indices_below(where, "labels", y, x.shape[1])
 
 
 def _check_same(where: str, x: Array, y: Array) -> Any:

@@ -52,6 +52,8 @@ def test_an_index_out_of_range_is_reported(kind, index):
         pytest.skip("a GPU is not waited for")
     with pytest.raises(ValueError, match=f"embedding: expected indices from 0 to 2; received {index}"):
         embedding_forward(kind([[0, index]], "int64"), kind(TABLE))
+    with pytest.raises(ValueError, match=f"expected indices from 0 to 2; received {2**63}$"):
+        embedding_forward(kind(np.array([[0, 2**63]], "uint64")), kind(TABLE))
 
 
 def test_indices_that_are_no_integers_are_refused(kind):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from xpnn import backend as backends
 from xpnn.arguments import check_whole
-from xpnn.backend import Array, Shape, describe, dtype_name, is_array, is_integer, namespace, one_kind
+from xpnn.backend import Array, Shape, describe, dtype_name, indices_below, is_array, is_integer, namespace, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.affine import linear_forward, linear_input_grad, linear_param_grads
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
@@ -46,10 +46,7 @@ def embedding_forward(indices: Array, w: Array) -> tuple[Array, Cache]:
         raise TypeError(f"embedding: expected indices of an integer dtype; received {dtype_name(indices.dtype)}")
     if w.ndim != 2:
         raise ValueError(f"embedding: expected w (V, D); received w {tuple(w.shape)}")
-    flat = xp.astype(xp.reshape(indices, (math.prod(indices.shape),)), xp.int64, copy=False)
-    if not backends.of(w).asynchronous and bool(xp.any((flat < 0) | (flat >= w.shape[0]))):
-        worst = int(xp.min(flat)) if int(xp.min(flat)) < 0 else int(xp.max(flat))
-        raise ValueError(f"embedding: expected indices from 0 to {w.shape[0] - 1}; received {worst}")
+    flat = indices_below("embedding", "indices", xp.reshape(indices, (math.prod(indices.shape),)), w.shape[0])
     out = xp.reshape(xp.take(w, flat, axis=0), (*indices.shape, w.shape[1]))
     return out, (flat, w, out.shape)
 
