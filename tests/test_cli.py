@@ -1,9 +1,11 @@
 """The command line as a user meets it: what it writes, and one clear line for what is wrong."""
 
 import json
+import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -455,10 +457,23 @@ def test_info_says_whose_loops_the_kernels_run_on(xpnn):
     assert "loops of numpy's kernels: compiled by numba " in xpnn("info")[1]
 
 
-def test_the_package_runs_as_a_module():
-    import subprocess
-    import sys
+@pytest.mark.parametrize(
+    ("environment", "statement", "reason"),
+    [
+        ({"NUMBA_DISABLE_JIT": "1"}, "pass", "NUMBA_DISABLE_JIT is set"),
+        ({}, "sys.modules['numba'] = None", "pip install numba"),
+    ],
+)
+def test_info_says_why_loops_are_not_compiled(environment, statement, reason):
+    if environment:
+        pytest.importorskip("numba")
+    code = f"import sys; {statement}; from xpnn.__main__ import main; sys.argv = ['xpnn', 'info']; main()"
+    environment = {**os.environ, "COLUMNS": "120", **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert f"loops of numpy's kernels: NumPy's own, not compiled: {reason}\n" in done.stdout
 
+
+def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "xpnn", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("xpnn ")
 

@@ -397,9 +397,9 @@ def info() -> None:
             remedies += [f"for {b.name}: {b.install}"] if b.install else []
     report.table(console, "", ("backend", "version", "device", "kernels for"), rows)
     if kernels.fast_path("optim.in_place.adam", "numpy"):
-        from xpnn.kernels.numpy.loops import COMPILED
+        from xpnn.kernels.numpy.loops import COMPILED, REASON
 
-        how = f"compiled by numba {version('numba')}" if COMPILED else "NumPy's own; compiled by: pip install numba"
+        how = f"compiled by numba {version('numba')}" if COMPILED else f"NumPy's own, not compiled: {REASON}"
         _say(f"loops of numpy's kernels: {how}")
     if backends.get("cupy").is_available() and kernels.fast_path("products.matmul", "cupy"):
         from xpnn.kernels.cupy import convolution, graph, products
