@@ -127,6 +127,44 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("by", ["the thread that trains", "another"])
+def test_a_process_forked_along_the_way_has_blas_threads_where_none_was_within(by):
+    code = """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore")
+from xpnn import threads
+
+class Library:
+    num_threads = 5
+    def set_num_threads(self, count):
+        self.num_threads = count
+
+def fork():
+    child = os.fork()
+    if not child:
+        os._exit(library.num_threads)
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+library, statuses = Library(), []
+threads._blas = lambda: [library]
+with threads.steady():
+    threads.share(lambda part: part, 5)
+    assert library.num_threads == 1
+    if sys.argv[1] == "another":
+        other = threading.Thread(target=fork)
+        other.start()
+        other.join()
+    else:
+        fork()
+    assert library.num_threads == 1
+assert library.num_threads == 5
+print(*statuses)
+"""
+    done = subprocess.run([sys.executable, "-c", code, by], timeout=60, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == (1 if by == "another" else 5)
+
+
 def test_a_workspace_is_the_same_memory_until_more_is_asked_for():
     forget()
     first = workspace("a test's", (4, 5), np.dtype("float32"))

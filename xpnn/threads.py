@@ -138,10 +138,14 @@ def _pool() -> ThreadPoolExecutor:
 def _begin_anew() -> None:
     """In a forked process: its threads, and those that held locks, have stayed behind.
 
-    BLAS is left as it is: another thread may have been within it.
+    BLAS has its threads back where the one that forked had taken them. Where another had, or work is under way, it is
+    left as it is: a thread that has stayed behind may have been within it.
     """
     global _state
-    _state = _State()
+    before, _state = _state, _State()
+    if before.held and not before.is_busy and before.ours.acquire(blocking=False):
+        for library, count in before.held:
+            library.set_num_threads(count)
 
 
 if hasattr(os, "register_at_fork"):
