@@ -20,7 +20,7 @@ def relu_forward(x: Array) -> tuple[Array, Cache]:
     -------
     out : array of x's shape
     cache : object
-        For `relu_backward`.
+        For `relu_backward`: out itself, not a copy: until then it must not be written to.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     -------
     out : array of x's shape
     cache : object
-        For `leaky_relu_backward`.
+        For `leaky_relu_backward`: out itself, not a copy: until then it must not be written to.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, Cache]:
     -------
     out : array of x's shape
     cache : object
-        For `sigmoid_backward`.
+        For `sigmoid_backward`: out itself, not a copy: until then it must not be written to.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def tanh_forward(x: Array) -> tuple[Array, Cache]:
     -------
     out : array of x's shape
     cache : object
-        For `tanh_backward`.
+        For `tanh_backward`: out itself, not a copy: until then it must not be written to.
 
     Raises
     ------
