@@ -49,3 +49,34 @@ def input_gradient(
     dx = np.empty(x.shape, dtype=np.result_type(dout, x, scale))
     over_blocks(loops.input_gradient, [dout, x, dx], [mean, scale, shift, slope])
     return dx
+
+
+@kernel("layers.batchnorm.normalize_relu", "numpy")
+def normalize_relu(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    out = np.empty(x.shape, dtype=np.result_type(x, mean, scale, beta))
+    over_blocks(loops.normalize_relu, [x, out], [mean, scale, beta])
+    return out
+
+
+@kernel("layers.batchnorm.gradient_sums_relu", "numpy")
+def gradient_sums_relu(
+    dout: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    sums = over_blocks(loops.gradient_sums_relu, [dout, x], [mean, scale, beta])
+    dbeta, products = (sum_of([pair[i] for pair in sums], x.shape[1]) for i in range(2))
+    return dbeta.astype(dout.dtype, copy=False), products.astype(np.result_type(dout, x), copy=False)
+
+
+@kernel("layers.batchnorm.input_gradient_relu", "numpy")
+def input_gradient_relu(
+    dout: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    beta: np.ndarray,
+    shift: np.ndarray,
+    slope: np.ndarray,
+) -> np.ndarray:
+    dx = np.empty(x.shape, dtype=np.result_type(dout, x, scale))
+    over_blocks(loops.input_gradient_relu, [dout, x, dx], [mean, scale, beta, shift, slope])
+    return dx

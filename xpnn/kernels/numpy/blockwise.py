@@ -156,6 +156,51 @@ def input_gradient(
     dx *= scale
 
 
+def normalize_relu(x: np.ndarray, out: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> None:
+    normalize(x, out, mean, scale, beta)
+    np.maximum(out, 0, out=out)
+
+
+def gradient_sums_relu(
+    dout: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return gradient_sums(_where_passed(dout, x, mean, scale, beta), x, mean)
+
+
+def input_gradient_relu(
+    dout: np.ndarray,
+    x: np.ndarray,
+    dx: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    beta: np.ndarray,
+    shift: np.ndarray,
+    slope: np.ndarray,
+) -> None:
+    input_gradient(_where_passed(dout, x, mean, scale, beta), x, dx, mean, scale, shift, slope)
+
+
+def _where_passed(dout: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    out = x - mean
+    out *= scale
+    out += beta
+    return np.where(out > 0, dout, dout.dtype.type(0))
+
+
+def dropout_mask(
+    seed: np.uint64,
+    stream: np.uint64,
+    counter: np.uint64,
+    carry: np.uint64,
+    dropped: np.uint64,
+    kept: np.floating,
+    mask: np.ndarray,
+) -> None:
+    key, start = np.array([seed, stream]), np.array([counter, carry, 0, 0], dtype=np.uint64)
+    words = np.random.Philox(key=key, counter=start).random_raw((mask.size + 1) // 2)
+    np.multiply(words.view(np.uint32)[: mask.size] >= dropped, kept, out=mask)
+
+
 def window_max(x: np.ndarray, window: Window, out: np.ndarray, place: np.ndarray) -> None:
     last = math.prod(window.size) - 1
     for images in split(slice(0, len(x)), IMAGES // max(x[:1].size, 1)):

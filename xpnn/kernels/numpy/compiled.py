@@ -10,9 +10,16 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from xpnn.kernels.numpy import blockwise
 from xpnn.windows import Window
+
+# Of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+PHILOX_M0, PHILOX_M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+PHILOX_W0, PHILOX_W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 
 
 def compiled(loop: Callable[..., Any], fuse: bool = True) -> Any:
@@ -198,6 +205,73 @@ def input_gradient(dout, x, dx, mean, scale, shift, slope):
     for i in range(n):
         for j in range(d):
             dx[i, j] = (dout[i, j] - shift[j] - (x[i, j] - mean[j]) * slope[j]) * scale[j]
+
+
+@or_blockwise
+@as_numpy_rounds
+def normalize_relu(x, out, mean, scale, beta):
+    n, d = x.shape
+    for i in range(n):
+        for j in range(d):
+            y = (x[i, j] - mean[j]) * scale[j] + beta[j]
+            out[i, j] = 0 if y <= 0 else y  # NaN stays
+
+
+@or_blockwise
+@compiled
+def gradient_sums_relu(dout, x, mean, scale, beta):
+    n, d = x.shape
+    sums, products = np.zeros(d, dout.dtype), np.zeros(d, (dout[:0] * x[:0]).dtype)
+    for i in range(n):
+        for j in range(d):
+            centered = x[i, j] - mean[j]
+            # As a rounded sum is positive: a product that is fused with it might not be.
+            passed = dout[i, j] if centered * scale[j] > -beta[j] else dout.dtype.type(0)
+            sums[j] += passed
+            products[j] += passed * centered
+    return sums, products
+
+
+@or_blockwise
+@as_numpy_rounds
+def input_gradient_relu(dout, x, dx, mean, scale, beta, shift, slope):
+    n, d = x.shape
+    for i in range(n):
+        for j in range(d):
+            centered = x[i, j] - mean[j]
+            passed = dout[i, j] if centered * scale[j] > -beta[j] else dout.dtype.type(0)
+            dx[i, j] = (passed - shift[j] - centered * slope[j]) * scale[j]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def high_product(typing: Any, a: Any, b: Any) -> Any:
+    """The upper 64 bits of a product of two uint64."""
+
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(arg, wide) for arg in args))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+@or_blockwise
+@compiled
+def dropout_mask(seed, stream, counter, carry, dropped, kept, mask):
+    """Philox 4x64-10, a block of which is eight numbers of 32 bits."""
+    for block in range((mask.size + 7) // 8):
+        count = counter + np.uint64(block + 1)
+        c0, c1, c2, c3 = count, carry + np.uint64(count <= np.uint64(block)), np.uint64(0), np.uint64(0)
+        k0, k1 = seed, stream
+        for _ in range(10):
+            high0, low0 = high_product(PHILOX_M0, c0), PHILOX_M0 * c0
+            high1, low1 = high_product(PHILOX_M1, c2), PHILOX_M1 * c2
+            c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+            k0, k1 = k0 + PHILOX_W0, k1 + PHILOX_W1
+        words = (c0, c1, c2, c3)
+        for i in range(min(8, mask.size - 8 * block)):
+            bits = (words[i // 2] >> np.uint64(32 * (i % 2))) & np.uint64(0xFFFFFFFF)
+            mask[8 * block + i] = kept if bits >= dropped else mask.dtype.type(0)
 
 
 @or_blockwise
