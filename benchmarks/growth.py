@@ -6,28 +6,33 @@ Each point is the median time of a training step of the Solver (gather a batch, 
 divided by the images of a batch, for a fully connected net on images of bytes, 3 x 32 x 32 of them or, where their
 number grows, 3 x 8 x 8, in a file that is mapped into memory. Beside it stands the time of the step's matrix products
 alone, written into place. Of three rounds over all points it is the fastest, as some machines change their speed. The
-second table is what surrounds the arithmetic: a step of the same layers on single
-numbers, as a part of the step. The last is memory: the most that Python and NumPy have allocated at a time while a
-Solver trains, and the sum of what must be there: data, parameters, their gradients and Adam's averages, and the outputs
-of all layers for a batch.
+second table is what surrounds the arithmetic: a step of the same layers on single numbers, with the command line's
+progress bar, and a batch gathered and cast to float32, as parts of the step. The last is memory, for many images and
+for few: the most that Python and NumPy have allocated at a time while a Solver trains, and the sum of what must be
+there: data, parameters, their gradients and Adam's averages, and the outputs of all layers for a batch.
 """
 
 import argparse
+import io
 import json
 import statistics
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from machine import describe
+from rich.console import Console
 from threadpoolctl import threadpool_info
 
 from xpnn import Airbench, FullyConnectedNet, Model, Solver, ThreeLayerConvNet
+from xpnn.data.images import picked
 from xpnn.training import Callback
+from xpnn.training.report import ProgressBar
 
 SWEEPS: dict[str, list[dict[str, int]]] = {
     "batch": [{"batch": size} for size in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)],
@@ -66,9 +71,9 @@ def images(count: int, pixels: int, folder: str) -> dict[str, np.ndarray]:
     return {"X_train": X, "y_train": y, "X_val": X[:100], "y_val": y[:100]}
 
 
-def train(model: Model, data: dict[str, np.ndarray], batch: int, clock: Clock) -> None:
+def train(model: Model, data: dict[str, np.ndarray], batch: int, clock: Clock, *callbacks: Callback) -> None:
     options: dict[str, Any] = {"update_rule": "adam", "num_train_samples": 1, "seed": 0, "verbose": False}
-    Solver(model, data, batch_size=batch, num_epochs=10**6, callbacks=[clock], **options).train()
+    Solver(model, data, batch_size=batch, num_epochs=10**6, callbacks=[*callbacks, clock], **options).train()
 
 
 def times_per_image(
@@ -95,10 +100,22 @@ def times_per_image(
 
 
 def step_time(folder: str, pixels: int, sizes: list[int], batch: int) -> float:
-    """Milliseconds of a step of the Solver."""
+    """Milliseconds of a step of the Solver beside a progress bar."""
     model, clock = FullyConnectedNet(sizes, input_dim=pixels, rng=0), Clock()
-    train(model, images(20_000, pixels, folder), batch, clock)
+    bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
+    train(model, images(20_000, pixels, folder), batch, clock, bar)
     return 1e3 * statistics.median(clock.steps[2:])
+
+
+def gather_time(folder: str, pixels: int, batch: int) -> float:
+    """Milliseconds of a batch gathered and cast."""
+    X, rng, times = images(20_000, pixels, folder)["X_train"], np.random.default_rng(0), []
+    for _ in range(500):
+        indices = rng.integers(0, len(X), batch)
+        start = time.perf_counter()
+        picked(X, indices).astype("f4")
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
 
 
 def memory(model: Model, count: int, batch: int) -> tuple[float, float]:
@@ -142,23 +159,31 @@ def main() -> None:
             training, products = map(min, zip(*times, strict=True))
             rows.append({"sweep": sweep, **point, "us_per_image": training, "products_us_per_image": products})
             print(f"{sweep:>8s}{point[sweep]:>12,d}{training:12.2f} us an image{products:12.2f} its products alone")
-        print("net         ms per step  of single numbers   part")
+        print("net         ms per step  of single numbers  gather   part")
         for name, sizes in {"4 x 500": [500] * 4, "5 x 100": [100] * 5}.items():
             single_numbers = 1, [1] * len(sizes), 1
-            times = [(step_time(folder, 3072, sizes, 100), step_time(folder, *single_numbers)) for _ in range(ROUNDS)]
-            step, single = map(min, zip(*times, strict=True))
-            rows.append({"net": name, "step_ms": step, "single_numbers_ms": single})
-            print(f"{name:10s}  {step:11.2f}  {single:17.3f}  {single / step:5.1%}")
-    print("net         MB at most  MB needed  ratio")
-    nets = {
-        "4 x 500": FullyConnectedNet([500] * 4, rng=0),
-        "convnet": ThreeLayerConvNet(rng=0),
-        "airbench": Airbench(rng=0),
+            times = [
+                (
+                    step_time(folder, 3072, sizes, 100),
+                    step_time(folder, *single_numbers),
+                    gather_time(folder, 3072, 100),
+                )
+                for _ in range(ROUNDS)
+            ]
+            step, single, gather = map(min, zip(*times, strict=True))
+            rows.append({"net": name, "step_ms": step, "single_numbers_ms": single, "gather_ms": gather})
+            print(f"{name:10s}  {step:11.2f}  {single:17.3f}  {gather:6.3f}  {(single + gather) / step:5.1%}")
+    print("net         images  MB at most  MB needed  ratio")
+    nets: dict[str, Callable[[], Model]] = {
+        "4 x 500": lambda: FullyConnectedNet([500] * 4, rng=0),
+        "convnet": lambda: ThreeLayerConvNet(rng=0),
+        "airbench": lambda: Airbench(rng=0),
     }
-    for name, model in nets.items():
-        peak, needed = memory(model, 50_000, 100)
-        rows.append({"memory": name, "peak_mb": peak, "needed_mb": needed})
-        print(f"{name:10s}  {peak:10.0f}  {needed:9.0f}  {peak / needed:5.2f}")
+    for name, make in nets.items():
+        for count in (1000, 50_000):
+            peak, needed = memory(make(), count, 100)
+            rows.append({"memory": name, "images": count, "peak_mb": peak, "needed_mb": needed})
+            print(f"{name:10s}  {count:6d}  {peak:10.0f}  {needed:9.0f}  {peak / needed:5.2f}")
     out.mkdir(parents=True, exist_ok=True)
     machine = describe(max(library["num_threads"] for library in threadpool_info()))
     (out / "growth.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np  # noqa: F401 - it brings its BLAS
@@ -19,7 +20,7 @@ def describe(threads: int) -> dict[str, Any]:
         "processor": backend.get("numpy").device_name(),
         "threads": threads,
         "python": platform.python_version(),
-        "xpnn": xpnn.__version__,
+        "xpnn": f"{xpnn.__version__}, {_commit()}",
         **{package: _version(package) for package in ("numpy", "numba", "torch", "jax")},
         "blas": ", ".join(f"{library['internal_api']} {library['version']}" for library in blas),
     }
@@ -42,7 +43,7 @@ def describe_device() -> dict[str, Any]:
         "driver_cuda": runtime.driverGetVersion(),
         "cuda": runtime.runtimeGetVersion(),
         "python": platform.python_version(),
-        "xpnn": xpnn.__version__,
+        "xpnn": f"{xpnn.__version__}, {_commit()}",
         **{package: _version(package) for package in packages},
         "cupy": cupy.__version__,  # its package's name carries CUDA's version
         "products": products.describe(),
@@ -56,6 +57,15 @@ def _driver() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
     except (OSError, subprocess.CalledProcessError, IndexError):
         return "unknown"
+
+
+def _commit() -> str:
+    """Of the code, with a plus where it has been changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "of no known commit"
 
 
 def _version(package: str) -> str:
