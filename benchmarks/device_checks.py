@@ -294,6 +294,34 @@ def private_pool() -> None:
     del pool  # no sooner
 
 
+@check("what xpnn has recorded is replayed with new numbers, and gives its memory back")
+def recorded() -> str:
+    import cupy
+
+    from xpnn.backend import get
+    from xpnn.kernels.cupy.graph import Graph
+    from xpnn.recording import varying
+
+    def held() -> int:
+        get("cupy").free_memory()
+        cupy.cuda.Device().synchronize()
+        free, total = cupy.cuda.runtime.memGetInfo()
+        return total - free
+
+    x, counted = cupy.ones(10**7, dtype="float32"), iter(range(9))
+    (x + cupy.ones((), dtype="float32")) * 2  # compiled before
+    before = held()
+    graph = Graph(lambda: (x + varying(lambda: next(counted))) * 2)
+    for i in range(3):
+        assert float(graph()[-1]) == 2 * (1 + i), f"replay {i} gave {float(graph()[-1])}"
+    during = held()
+    graph.release()
+    after = held()
+    assert during - before >= 80 * 10**6, f"a pool of {during - before} bytes"
+    assert after - before < 16 * 10**6, f"{after - before} bytes stay"
+    return f"{(during - before) / 1e6:.0f} MB, then {(after - before) / 1e6:.0f} MB"
+
+
 @check("CuPy's generators draw new numbers at each replay")
 def generators() -> None:
     import cupy

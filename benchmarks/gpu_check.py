@@ -20,7 +20,7 @@ from typing import NamedTuple
 import device_checks
 
 ROOT = Path(__file__).parents[1]
-FIRST = ("tests/test_kernels.py", "tests/**/test_*graph*.py", "tests/**/test_fast_paths.py")
+FIRST = ("tests/test_kernels.py", "tests/training/test_recorded.py", "tests/training/test_fast_paths.py")
 EMULATED = "tests/test_cu*.py"  # they replace CuPy by a stand-in, and are for machines without a device
 TESTS, CHECK, LONGEST = 0.6, 60, 3600  # of the time; seconds of one small check; seconds for all, unless told
 PATIENCE = 15  # seconds that pytest has for its summary once it is interrupted

@@ -82,8 +82,8 @@ def optimizer(model: Any, training: dict[str, Any]) -> Any:
 
 
 def check_graph(solver: Any, wanted: bool) -> None:
-    if wanted and solver.graph_reason is not None:
-        raise NotThere(f"no graph: {solver.graph_reason}")
+    if wanted and (solver.graph_reason is not None or not solver.graph_replays):
+        raise NotThere(f"no graph: {solver.graph_reason or 'no step was replayed'}")
 
 
 def xpnn(

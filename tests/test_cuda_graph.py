@@ -393,20 +393,20 @@ def test_a_solver_may_be_pickled_and_copied_in_a_callback(cupy):
         assert_same_training(solver, each)
 
 
-def test_memory_that_a_recording_leaves_too_short_is_given_back(cupy):
+def test_memory_that_a_recording_leaves_too_short_is_given_back(cupy, monkeypatch):
     """Here for the rest of each epoch, which is not recorded."""
     solver = Solver(
         dense(), make_data(), batch_size=13, sampling="shuffle", drop_last=False, num_epochs=3, verbose=False
     )
     pools = []
 
-    def loss(X, y=None, real=solver.model.loss, **options):
+    def loss(model, X, y=None, real=Model.loss, **options):
         if X.shape[0] < 13 and y is not None and len(CuPy.pools):
             pools.extend(pool._pool for pool in CuPy.pools)
             raise MemoryError("out of memory")
-        return real(X, y, **options)
+        return real(model, X, y, **options)
 
-    solver.model.loss = loss
+    monkeypatch.setattr(Model, "loss", loss)
     with pytest.warns(RuntimeWarning, match="memory is short beside a recorded step; steps are launched one by one"):
         solver.train()
     assert solver.graph_reason == "memory is short beside a recorded step"
@@ -519,6 +519,29 @@ def test_what_keeps_steps_from_being_recorded_is_said(cupy, make, settings, reas
     assert solver.graph_reason.startswith(reason)
     with pytest.raises(SettingError, match="Solver: expected steps that can be recorded, for graph=True; "):
         Solver(make(), graph=True, **settings)
+
+
+@pytest.mark.parametrize("part", [lambda s: s.model, lambda s: s.model.net.layers["relu1"], lambda s: s.optimizer])
+def test_a_method_set_on_an_object_keeps_steps_from_being_recorded(cupy, part):
+    solver = Solver(dense(), make_data(), num_epochs=1, batch_size=10, verbose=False)
+    name = next(name for name in ("loss", "forward", "step") if hasattr(part(solver), name))
+    vars(part(solver))[name] = getattr(part(solver), name)
+    solver.train()
+    assert "not xpnn's own" in solver.graph_reason
+    assert solver.graph_replays == 0
+
+
+class GoesToTheHost(Callback):
+    def on_epoch(self, solver, metrics):
+        if metrics["epoch"] == 1:
+            solver.model.to("numpy")
+
+
+def test_a_model_may_leave_the_device_in_mid_training(cupy):
+    solver, replays = trained("auto", callbacks=[GoesToTheHost()])
+    assert replays == solver.graph_replays == 6 - 2 - 1
+    assert solver.graph_reason == "numpy records no steps"
+    assert solver.epoch == 3
 
 
 def test_an_optimizer_of_the_users_own_keeps_steps_from_being_recorded(cupy):

@@ -8,11 +8,9 @@ while a step is recorded a place on the device, into which each replay puts the 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from xpnn.backend import Array, Backend
-
-Result = TypeVar("Result")
 
 
 class Recording(Protocol):
@@ -74,11 +72,23 @@ def obstacle() -> str | None:
     return None
 
 
-def record(work: Callable[[], Result]) -> Callable[[], Result]:
-    """The definition of recorded work: a function that does it.
+class Recorded:
+    """Recorded work, done at each call; here by Python itself."""
 
-    A device's own has it recorded now, and done at each call: on the arrays that it was recorded with, which must still
-    be there. It returns the same arrays each time, with what they hold after the newest call. Its `release` gives its
-    memory back.
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+
+    def __call__(self) -> Any:
+        return self.work()
+
+    def release(self) -> None:
+        """Give back what it holds; it can be called no more."""
+
+
+def record(work: Callable[[], Any]) -> Recorded:
+    """The definition of recording.
+
+    A device's own has the work recorded now, and done at each call: on the arrays that it was recorded with, which must
+    still be there. It returns the same arrays each time, with what they hold after the newest call.
     """
-    return work
+    return Recorded(work)

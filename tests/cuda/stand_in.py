@@ -231,6 +231,8 @@ def _call(function: Callable, remembered) -> object:
 
 
 def _index(key):
+    if isinstance(key, list):
+        refuse_in_capture("a copy from the host")
     if any(x.dtype == bool for x in _arrays_in(key)):
         refuse_in_capture("an index whose length nobody knows")
     return key
@@ -535,6 +537,9 @@ class Graph:
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
 
+    def upload(self):
+        pass
+
     @np.errstate(all="ignore")
     def launch(self):
         launches.append(Launch("graph", (), (), 0))
@@ -602,6 +607,8 @@ def _modules() -> dict[str, types.ModuleType]:
             kwargs.pop("device", None)
             if name in {"matmul", "dot", "tensordot", "einsum", "vecdot"}:
                 refuse_in_capture("cuBLAS")
+            if name in {"concatenate", "concat", "stack"} and len(args[0]) > 8:
+                refuse_in_capture("a copy from the host")  # of where they are
             if name == "clip":  # array-api-compat's
                 refuse_in_capture("a copy from the host")
                 waits.append("clip")

@@ -32,6 +32,8 @@ class Recorder:
     ----------
     reason : str or None
         What keeps steps from being recorded.
+    replays : int
+        How many there have been.
 
     Raises
     ------
@@ -47,6 +49,7 @@ class Recorder:
         self._failure: str | None = None  # of a recording in this training
         self._recorded: RecordedStep | None = None
         self._launched = 0
+        self.replays = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_recorded": None, "_launched": 0}  # what is recorded stays where it is
@@ -102,6 +105,7 @@ class Recorder:
         except Exception as error:
             self._fail(f"recording failed: {error}")
             return None
+        self.replays += 1
         return self._recorded(indices)
 
 
@@ -116,7 +120,7 @@ class RecordedStep:
         dicts |= {id(config): config for config in solver.optimizer.groups.values()}
         self._state = [(each, key, value) for each in dicts.values() for key, value in each.items() if is_array(value)]
         try:
-            self._replay: Any = (fast_path("recording.record", solver.backend.name) or record)(self._work)
+            self._replay = (fast_path("recording.record", solver.backend.name) or record)(self._work)
         finally:
             for state, key, array in self._state:
                 state[key] = array
@@ -192,8 +196,10 @@ def may_change(callback: Callback, method: str) -> bool:
 
 
 def _is_ours(thing: Any) -> bool:
-    """Whether a function, or an object's class, is xpnn's own."""
+    """Whether a function, or an object's class, is xpnn's own, and no method of the object is another."""
     kind = _kind(thing)
+    if kind is type(thing) and any(callable(value) and hasattr(kind, name) for name, value in vars(thing).items()):
+        return False
     # A function that wraps another has that one's name and module, but not its globals.
     module = kind.__globals__["__name__"] if isinstance(kind, FunctionType) else kind.__module__
     return module.partition(".")[0] == "xpnn"

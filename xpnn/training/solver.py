@@ -81,10 +81,10 @@ class Solver(Resumable):
         the device, as it is stored. Accuracies are measured on images as they are, but for a `Normalize` among them.
     graph : bool or ``"auto"``
         Whether a device records a step with a full batch, as a CUDA graph, and replays it: ``"auto"``, where it can.
-        The results are the same, a replay is one launch. It takes two full batches first, and as much memory again as
-        a step. Layers, transforms, losses and rules that are not xpnn's own keep steps from being recorded, and so do
-        callbacks after each batch; after others' `on_epoch` steps are recorded anew. A schedule must be a function of
-        the progress alone.
+        The results are the same, a replay is a few launches. It takes two full batches first, and as much memory again
+        as a step. Layers, transforms, losses and rules that are not xpnn's own keep steps from being recorded, and so
+        do callbacks after each batch; after others' `on_epoch` steps are recorded anew. A schedule must be a function
+        of the progress alone.
     tta : str
         Test-time augmentation for the validation accuracy: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
     num_train_samples, num_val_samples : int or None
@@ -117,6 +117,8 @@ class Solver(Resumable):
         Whether training is not going on, and was not cut off in the middle of an iteration.
     graph_reason : str or None
         What keeps steps from being recorded; None if nothing does.
+    graph_replays : int
+        How many steps have been replayed.
     seconds, images_per_second : float
         Time spent in `train`; speed of the last epoch, without its accuracy check.
 
@@ -262,6 +264,10 @@ class Solver(Resumable):
         return self._recorder.reason
 
     @property
+    def graph_replays(self) -> int:
+        return self._recorder.replays
+
+    @property
     def optim_configs(self) -> dict[str, dict[str, Any]]:
         """The update rule's settings and state for each parameter, to read."""
         return self.optimizer.configs()
@@ -313,6 +319,7 @@ class Solver(Resumable):
         for follower in (self._accumulated, self._loss_scale):
             if follower is not None:
                 follower.move(self.backend)
+        self._recorder.renew(self)
 
     def _iterate(self) -> None:
         """One step, and what is due after it."""

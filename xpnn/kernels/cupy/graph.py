@@ -24,14 +24,15 @@ class Pool:
     """Memory that nobody else is given as long as it is not freed, even where memory runs short meanwhile."""
 
     def __init__(self) -> None:
-        self._blocks: list[Any] = []  # a pool that runs short gives back what is free just now
-        self._pool = cupy.cuda.MemoryPool(self._block)
+        blocks: list[Any] = []  # a pool that runs short gives back what is free just now
+
+        def block(size: int) -> Any:
+            blocks.append(cupy.cuda.Memory(size))
+            return cupy.cuda.MemoryPointer(blocks[-1], 0)
+
+        self._blocks, self._pool = blocks, cupy.cuda.MemoryPool(block)
         self.malloc = self._pool.malloc
         CuPy.pools.add(self)
-
-    def _block(self, size: int) -> Any:
-        self._blocks.append(cupy.cuda.Memory(size))
-        return cupy.cuda.MemoryPointer(self._blocks[-1], 0)
 
     def total_bytes(self) -> int:
         return sum(block.size for block in self._blocks)
@@ -47,9 +48,10 @@ class Graph:
     """Recorded work, done at each call on CuPy's current stream. All that it allocates lies in a pool of its own."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        self._pool, self._stream = Pool(), cupy.cuda.Stream(non_blocking=True)
         self._graph: Any = None
         self._results: Any = None
+        self._pool: Pool | None = None
+        self._pool, self._stream = Pool(), cupy.cuda.Stream(non_blocking=True)
         get("cupy").free_memory()  # that of the work so far: the graph needs as much
         self._places = cupy.zeros(PLACES, dtype="uint64")
         self._numbers = np.zeros(PLACES, dtype="uint64")  # the same on the host
@@ -57,13 +59,14 @@ class Graph:
         self._used = 0
         try:
             with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
-                self._capture(work)
+                self._graph = self._captured(work)
+                self._graph.upload()  # which may need memory, too
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
             self.release()
             raise
 
-    def _capture(self, work: Callable[[], Any]) -> None:
+    def _captured(self, work: Callable[[], Any]) -> Any:
         self._stream.begin_capture()
         try:
             with recorded_by(self):
@@ -72,7 +75,7 @@ class Graph:
             with contextlib.suppress(Exception):  # which says only that the recording came to nothing
                 self._stream.end_capture()
             raise
-        self._graph = self._stream.end_capture()
+        return self._stream.end_capture()
 
     def place(self, compute: Callable[[], Any], count: int | None, dtype: str) -> Any:
         size = -(-(count or 1) * np.dtype(dtype).itemsize // 8)
@@ -98,7 +101,8 @@ class Graph:
     def release(self) -> None:
         """Give its memory back; it can be called no more."""
         self._graph = self._results = None
-        self._pool.free()
+        if self._pool is not None:
+            self._pool.free()
 
     def __del__(self) -> None:
         self.release()
