@@ -15,7 +15,7 @@ import pytest
 
 from xpnn import backend as backends
 from xpnn import kernels, layers, random, threads
-from xpnn.kernels.numpy import batchnorm, winograd
+from xpnn.kernels.numpy import batchnorm, loops, winograd
 from xpnn.layers.pooling import window_max
 from xpnn.optim.rules import RULES
 from xpnn.recording import varying
@@ -350,6 +350,7 @@ ROUNDINGS = {
     "layers.batchnorm.normalize_relu on cupy": 2,
     "layers.batchnorm.input_gradient_relu on cupy": 2,
 }
+FUSED = ("normalize", "gradient_sums", "input_gradient")
 # What NumPy has no kernel for.
 OF_DEVICES = {
     "recording.record",
@@ -361,6 +362,7 @@ OF_DEVICES = {
     "optim.norms.sum_of_squares",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",
+    *(set() if loops.COMPILED else {f"layers.batchnorm.{name}_relu" for name in FUSED}),
     "layers.batchnorm.running_moments",
     "layers.batchnorm.scales",
     "layers.batchnorm.means",

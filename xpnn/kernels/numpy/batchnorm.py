@@ -3,7 +3,7 @@
 import numpy as np
 
 from xpnn.kernels import kernel
-from xpnn.kernels.numpy.loops import loops
+from xpnn.kernels.numpy.loops import COMPILED, loops
 from xpnn.kernels.numpy.rows import columns, over_blocks, sum_of
 
 
@@ -51,14 +51,12 @@ def input_gradient(
     return dx
 
 
-@kernel("layers.batchnorm.normalize_relu", "numpy")
 def normalize_relu(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> np.ndarray:
     out = np.empty(x.shape, dtype=np.result_type(x, mean, scale, beta))
     over_blocks(loops.normalize_relu, [x, out], [mean, scale, beta])
     return out
 
 
-@kernel("layers.batchnorm.gradient_sums_relu", "numpy")
 def gradient_sums_relu(
     dout: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +65,6 @@ def gradient_sums_relu(
     return dbeta.astype(dout.dtype, copy=False), products.astype(np.result_type(dout, x), copy=False)
 
 
-@kernel("layers.batchnorm.input_gradient_relu", "numpy")
 def input_gradient_relu(
     dout: np.ndarray,
     x: np.ndarray,
@@ -80,3 +77,8 @@ def input_gradient_relu(
     dx = np.empty(x.shape, dtype=np.result_type(dout, x, scale))
     over_blocks(loops.input_gradient_relu, [dout, x, dx], [mean, scale, beta, shift, slope])
     return dx
+
+
+if COMPILED:  # NumPy's own loops would go through memory more often than batch norm and ReLU apart
+    for fused in (normalize_relu, gradient_sums_relu, input_gradient_relu):
+        kernel(f"layers.batchnorm.{fused.__name__}", "numpy")(fused)
