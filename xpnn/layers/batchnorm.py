@@ -83,7 +83,7 @@ def _forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], relu
     inv_std, scale = (fast_path("layers.batchnorm.scales", library_of(x)) or scales)(var, gamma, eps)
     name, plain = ("normalize_relu", normalize_relu) if relu else ("normalize", normalize)
     out = (fast_path(f"layers.batchnorm.{name}", library_of(x)) or plain)(x, mean, scale, beta)
-    return out, (x, mean, inv_std, scale, beta if relu else None, mode)
+    return out, (x, mean, inv_std, scale, xp.asarray(beta, copy=True) if relu else None, mode)  # which steps change
 
 
 def _check_settings(where: str, eps: float, momentum: float) -> tuple[float, float]:
@@ -338,7 +338,10 @@ class BatchNorm(Layer):
         return self._forward(x, train, relu=False)
 
     def forward_relu(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        """`forward` and a ReLU, for `backward` to differentiate: quicker than the two where a kernel does both."""
+        """`forward` and a ReLU, for `backward` to differentiate: quicker than the two where a kernel does both.
+
+        What a half type rounds to 0 afterwards passes gradients, if it was positive.
+        """
         out, cache = self._forward(widened(x), train, relu=True)
         return narrowed(out, x.dtype), cache
 
