@@ -1,5 +1,7 @@
 """Batch normalization on NumPy: each pass over the batch reads it once."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from xpnn.kernels import kernel
@@ -30,39 +32,29 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @kernel("layers.batchnorm.normalize", "numpy")
 def normalize(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    out = np.empty(x.shape, dtype=np.result_type(x, mean, scale, beta))
-    over_blocks(loops.normalize, [x, out], [mean, scale, beta])
-    return out
+    return _each_number(loops.normalize, [x], [mean, scale, beta])
+
+
+def normalize_relu(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    return _each_number(loops.normalize_relu, [x], [mean, scale, beta])
 
 
 @kernel("layers.batchnorm.gradient_sums", "numpy")
 def gradient_sums(dout: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    sums = over_blocks(loops.gradient_sums, [dout, x], [mean])
-    dbeta, products = (sum_of([pair[i] for pair in sums], x.shape[1]) for i in range(2))
-    return dbeta.astype(dout.dtype, copy=False), products.astype(np.result_type(dout, x), copy=False)
+    return _sums(loops.gradient_sums, dout, x, [mean])
+
+
+def gradient_sums_relu(
+    dout: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return _sums(loops.gradient_sums_relu, dout, x, [mean, scale, beta])
 
 
 @kernel("layers.batchnorm.input_gradient", "numpy")
 def input_gradient(
     dout: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray, slope: np.ndarray
 ) -> np.ndarray:
-    dx = np.empty(x.shape, dtype=np.result_type(dout, x, scale))
-    over_blocks(loops.input_gradient, [dout, x, dx], [mean, scale, shift, slope])
-    return dx
-
-
-def normalize_relu(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    out = np.empty(x.shape, dtype=np.result_type(x, mean, scale, beta))
-    over_blocks(loops.normalize_relu, [x, out], [mean, scale, beta])
-    return out
-
-
-def gradient_sums_relu(
-    dout: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, beta: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    sums = over_blocks(loops.gradient_sums_relu, [dout, x], [mean, scale, beta])
-    dbeta, products = (sum_of([pair[i] for pair in sums], x.shape[1]) for i in range(2))
-    return dbeta.astype(dout.dtype, copy=False), products.astype(np.result_type(dout, x), copy=False)
+    return _each_number(loops.input_gradient, [dout, x], [mean, scale, shift, slope])
 
 
 def input_gradient_relu(
@@ -74,11 +66,25 @@ def input_gradient_relu(
     shift: np.ndarray,
     slope: np.ndarray,
 ) -> np.ndarray:
-    dx = np.empty(x.shape, dtype=np.result_type(dout, x, scale))
-    over_blocks(loops.input_gradient_relu, [dout, x, dx], [mean, scale, beta, shift, slope])
-    return dx
+    return _each_number(loops.input_gradient_relu, [dout, x], [mean, scale, beta, shift, slope])
 
 
 if COMPILED:  # NumPy's own loops would go through memory more often than batch norm and ReLU apart
     for fused in (normalize_relu, gradient_sums_relu, input_gradient_relu):
         kernel(f"layers.batchnorm.{fused.__name__}", "numpy")(fused)
+
+
+def _each_number(loop: Callable[..., None], rows: list[np.ndarray], vectors: list[np.ndarray]) -> np.ndarray:
+    """Return what a loop gives for arrays (N, D) and vectors (D,), an array (N, D)."""
+    out = np.empty(rows[0].shape, dtype=np.result_type(*rows, *vectors))
+    over_blocks(loop, [*rows, out], vectors)
+    return out
+
+
+def _sums(
+    loop: Callable[..., tuple[np.ndarray, np.ndarray]], dout: np.ndarray, x: np.ndarray, vectors: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the two sums (D,) that a loop gives for each block."""
+    sums = over_blocks(loop, [dout, x], vectors)
+    dbeta, products = (sum_of([pair[i] for pair in sums], x.shape[1]) for i in range(2))
+    return dbeta.astype(dout.dtype, copy=False), products.astype(np.result_type(dout, x), copy=False)
