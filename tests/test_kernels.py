@@ -475,7 +475,8 @@ def numpys_kernels():
 @pytest.fixture
 def small_parts(monkeypatch):
     """NumPy's kernels in blocks of few numbers and of one image, shared out among three threads."""
-    sizes = {"BLOCK": 64, "WIDTH": 16, "WORTH_A_THREAD": 8, "STRIPS": 1, "IMAGES": 1, "TILES": 1, "LEAST_PRODUCTS": 0}
+    sizes = {"BLOCK": 64, "WIDTH": 16, "WORTH_A_THREAD": 8, "STRIPS": 1, "SUMS": 1, "IMAGES": 1, "TILES": 1}
+    sizes |= {"LEAST_PRODUCTS": 0}
     for module in numpys_kernels():
         for name in sizes.keys() & vars(module).keys():
             monkeypatch.setattr(module, name, sizes[name])
@@ -509,6 +510,27 @@ def test_numpys_kernels_in_small_parts_give_the_same_results(small_parts, monkey
             for args in CALLS[function]:
                 assert_same_results(function, library, fast, args)
             assert shared, f"{function} has shared out nothing"
+
+
+def test_images_of_few_channels_are_convolved_by_matrices_that_blas_does_not_pack(monkeypatch):
+    x, w, window = normals(20, 3, 16, 64, dtype="float32"), normals(32, 3, 7, 7, dtype="float32"), Window((7, 7))
+    dout = normals(20, 32, 10, 58, dtype="float32", seed=1)
+    multiplications, matmul = [], np.matmul
+
+    def counted(a, b, out=None):
+        multiplications.append(a.shape[-2] * a.shape[-1] * b.shape[-1])
+        return matmul(a, b, out=out)
+
+    for name, args in {"correlate": (x, w, None, window, 1), "correlate_filter_grad": (dout, x, window, 1)}.items():
+        multiplications.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "matmul", counted)
+            kernels.TABLE[f"layers.convolution.{name}", "numpy"](*args)
+        assert len(multiplications) >= 5
+        assert max(multiplications) <= 10**6
+        assert_same_results(
+            f"layers.convolution.{name}", "numpy", kernels.TABLE[f"layers.convolution.{name}", "numpy"], args
+        )
 
 
 def test_a_function_without_a_kernel_has_no_fast_path():

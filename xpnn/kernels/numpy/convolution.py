@@ -10,7 +10,8 @@ Then a window is KH strips on end, and the windows of one row of the output are 
 strips already, each beginning at its place in the row. So pixels are copied KW times, not KH KW times.
 
 Images are handled as (N, H, W, C), so that the numbers of a strip lie side by side; results come back as (N, C, H, W)
-views of that. A chunk is as many images as have strips, or results, of about `STRIPS` bytes, one at least.
+views of that. A chunk is as many images as have strips, or results, of about `STRIPS` bytes, one at least, or fewer,
+where that makes a product `SMALL`.
 
 Source: Cho and Brand, "MEC: Memory-efficient convolution for deep neural networks", ICML 2017.
 """
@@ -23,13 +24,16 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnn.kernels import kernel
 from xpnn.kernels.numpy import winograd
-from xpnn.kernels.numpy.blocks import evenly
+from xpnn.kernels.numpy.blocks import evenly, split
 from xpnn.kernels.numpy.products import WORTH_A_THREAD
 from xpnn.kernels.numpy.workspace import workspace
 from xpnn.threads import share
 from xpnn.windows import Pair, Window
 
 STRIPS = 2 * 2**20  # bytes, for each thread
+SUMS = 2**20  # bytes, of products that are yet to be added up
+SMALL = 8 * 10**5  # multiplications: up to 10^6, OpenBLAS multiplies matrices as they lie, without packing them first
+ROWS = 96  # that a small product has at least: with fewer, more calls cost more than that saves
 FEW_IMAGES = 2  # of scores as they are asked for one by one
 ONE_PIXEL = Window((1, 1))
 
@@ -86,13 +90,15 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, group
         if window == ONE_PIXEL and groups == 1:
             return np.matmul(_rows(x[images]).T, _rows(dout[images]))[np.newaxis]
         dw = np.zeros((groups, kh * kw * c, f // groups), dtype=np.result_type(dout, x))
-        product = workspace("products", dw.shape, dw.dtype)
+        total = workspace("total", dw.shape, dw.dtype)
         for chunk, windows in _chunks(x, images, window, groups, f):
             by_image = dout[chunk].reshape(-1, groups, f // groups, height, width)
             by_row = workspace("douts", (groups, height, windows.shape[2], f // groups), dout.dtype)
             by_row.reshape(groups, height, -1, width, f // groups)[...] = by_image.transpose(1, 3, 0, 4, 2)
-            for i in range(height):
-                dw += np.matmul(windows[:, i].swapaxes(1, 2), by_row[:, i], out=product)
+            for rows in split(slice(0, height), SUMS // max(dw.nbytes, 1)):
+                products = workspace("products", (groups, rows.stop - rows.start, *dw.shape[1:]), dw.dtype)
+                np.matmul(windows[:, rows].swapaxes(2, 3), by_row[:, rows], out=products)
+                dw += np.add.reduce(products, axis=1, out=total) if products.shape[1] > 1 else products[:, 0]
         return dw
 
     dw, *others = share(sums, len(x), _least((f, c, kh, kw), height * width))
@@ -151,7 +157,8 @@ def _chunks(x: np.ndarray, images: slice, window: Window, groups: int, f: int) -
     stack, step = ((1, (rows - 1) * sh + kh), sh) if dh == 1 and sh <= kh else ((rows, kh), kh)
     c = channels // groups
     numbers = places * max(stack[0] * stack[1] * kw * channels, rows * f)
-    for chunk in _chunks_of(images, numbers, x.dtype):
+    small = SMALL // max(places * kh * kw * c * (f // groups), 1)
+    for chunk in _chunks_of(images, numbers, x.dtype, small if small * places >= ROWS else None):
         count = chunk.stop - chunk.start
         padded = workspace("padded", (count, *window.padded((height, width)), groups, c), x.dtype)
         padded[...] = 0
@@ -191,6 +198,7 @@ def _rows(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
-def _chunks_of(images: slice, numbers: int, dtype: np.dtype) -> Iterator[slice]:
-    """A few images at a time, where so many numbers of the dtype are written out for each."""
-    return evenly(images, STRIPS // max(numbers * dtype.itemsize, 1))
+def _chunks_of(images: slice, numbers: int, dtype: np.dtype, most: int | None = None) -> Iterator[slice]:
+    """A few images at a time, where so many numbers of the dtype are written out for each; no more than `most`."""
+    few = STRIPS // max(numbers * dtype.itemsize, 1)
+    return evenly(images, few if most is None else min(few, most))
