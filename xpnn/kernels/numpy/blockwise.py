@@ -11,7 +11,7 @@ from xpnn.kernels.numpy.rows import block_sum
 from xpnn.kernels.numpy.special import fill_erf
 from xpnn.kernels.numpy.workspace import workspace
 from xpnn.special import GELU_FAR
-from xpnn.windows import Window
+from xpnn.windows import Pair, Window
 
 BLOCK = 2**17  # numbers: with fewer, calling NumPy costs more than a nearer cache saves
 IMAGES = 2**18  # numbers of images
@@ -230,7 +230,9 @@ def window_max_grad(dout: np.ndarray, place: np.ndarray, window: Window, dx: np.
                 tap += _keep(dout[images], place[images] == k)
 
 
-def input_transform(x: np.ndarray, tiles: np.ndarray) -> None:
+def input_transform(x: np.ndarray, pad: Pair, tiles: np.ndarray) -> None:
+    n, rows, cols, c = tiles.shape[2:]
+    x = _padded(x, (n, 2 * rows + 2, 2 * cols + 2, c), pad)
     between = workspace("between", (4, *x.shape[:1], tiles.shape[3], *x.shape[2:]), x.dtype)
     for d, out in ((x, between), (between.transpose(1, 3, 0, 2, 4), tiles.transpose(1, 2, 4, 0, 3, 5))):
         d0, d1, d2, d3 = d[:, :-2:2], d[:, 1:-1:2], d[:, 2::2], d[:, 3::2]
@@ -252,6 +254,8 @@ def output_transform(products: np.ndarray, bias: np.ndarray, out: np.ndarray) ->
 
 
 def gradient_transform(dout: np.ndarray, tiles: np.ndarray) -> None:
+    n, rows, cols, f = tiles.shape[2:]
+    dout = _padded(dout, (n, 2 * rows, 2 * cols, f), (0, 0))
     between = workspace("between", (4, *dout.shape[:1], tiles.shape[3], *dout.shape[2:]), dout.dtype)
     for d, out in ((dout, between), (between.transpose(1, 3, 0, 2, 4), tiles.transpose(1, 2, 4, 0, 3, 5))):
         d0, d1 = d[:, ::2], d[:, 1::2]
@@ -259,6 +263,16 @@ def gradient_transform(dout: np.ndarray, tiles: np.ndarray) -> None:
         np.add(d0, d1, out=out[1])
         np.subtract(d0, d1, out=out[2])
         np.negative(d1, out=out[3])
+
+
+def _padded(x: np.ndarray, shape: tuple[int, int, int, int], pad: Pair) -> np.ndarray:
+    """Images (N, H, W, C) among zeros."""
+    padded = workspace("padded", shape, x.dtype)
+    (top, left), (height, width) = pad, x.shape[1:3]
+    padded[:, top : top + height, left : left + width] = x
+    padded[:, :top] = padded[:, top + height :] = 0
+    padded[:, :, :left] = padded[:, :, left + width :] = 0
+    return padded
 
 
 def _two_outputs(p: np.ndarray, out: np.ndarray) -> None:

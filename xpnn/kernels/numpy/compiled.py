@@ -328,30 +328,40 @@ def _window_max_grad(dout, place, size, stride, dx):
                     dx[image, row, col, channel] += dout[image, i, j, channel]
 
 
+@numba.njit
+def _line(x, i, outside):
+    """Row i of an image; what is given where there is none."""
+    return x[i] if 0 <= i < x.shape[0] else outside
+
+
 @or_blockwise
 @compiled
-def input_transform(x, tiles):
+def input_transform(x, pad, tiles):
     _, _, n, rows, cols, c = tiles.shape
-    between = np.empty((4, 2 * cols + 2, c), x.dtype)
+    width, (top, left) = x.shape[2], pad
+    outside = np.zeros((width, c), x.dtype)
+    between = np.zeros((4, 2 * cols + 2, c), x.dtype)
+    inside = between[:, left : left + width]
     for image in range(n):
         for i in range(rows):
-            for j in range(2 * cols + 2):
+            above, line = 2 * i - top, x[image]
+            x0, x1 = _line(line, above, outside), _line(line, above + 1, outside)
+            x2, x3 = _line(line, above + 2, outside), _line(line, above + 3, outside)
+            for j in range(width):
                 for k in range(c):
-                    x0, x1 = x[image, 2 * i, j, k], x[image, 2 * i + 1, j, k]
-                    x2, x3 = x[image, 2 * i + 2, j, k], x[image, 2 * i + 3, j, k]
-                    between[0, j, k] = x0 - x2
-                    between[1, j, k] = x1 + x2
-                    between[2, j, k] = x2 - x1
-                    between[3, j, k] = x1 - x3
+                    inside[0, j, k] = x0[j, k] - x2[j, k]
+                    inside[1, j, k] = x1[j, k] + x2[j, k]
+                    inside[2, j, k] = x2[j, k] - x1[j, k]
+                    inside[3, j, k] = x1[j, k] - x3[j, k]
             for u in range(4):
                 for j in range(cols):
                     for k in range(c):
-                        x0, x1 = between[u, 2 * j, k], between[u, 2 * j + 1, k]
-                        x2, x3 = between[u, 2 * j + 2, k], between[u, 2 * j + 3, k]
-                        tiles[u, 0, image, i, j, k] = x0 - x2
-                        tiles[u, 1, image, i, j, k] = x1 + x2
-                        tiles[u, 2, image, i, j, k] = x2 - x1
-                        tiles[u, 3, image, i, j, k] = x1 - x3
+                        b0, b1 = between[u, 2 * j, k], between[u, 2 * j + 1, k]
+                        b2, b3 = between[u, 2 * j + 2, k], between[u, 2 * j + 3, k]
+                        tiles[u, 0, image, i, j, k] = b0 - b2
+                        tiles[u, 1, image, i, j, k] = b1 + b2
+                        tiles[u, 2, image, i, j, k] = b2 - b1
+                        tiles[u, 3, image, i, j, k] = b1 - b3
 
 
 @or_blockwise
@@ -382,21 +392,23 @@ def output_transform(products, bias, out):
 @compiled
 def gradient_transform(dout, tiles):
     _, _, n, rows, cols, f = tiles.shape
-    between = np.empty((4, 2, f), dout.dtype)
+    width = dout.shape[2]
+    outside = np.zeros((width, f), dout.dtype)
+    between = np.zeros((4, 2 * cols, f), dout.dtype)
     for image in range(n):
         for i in range(rows):
-            for j in range(cols):
-                for v in range(2):
+            d0, d1 = _line(dout[image], 2 * i, outside), _line(dout[image], 2 * i + 1, outside)
+            for j in range(width):
+                for k in range(f):
+                    between[0, j, k] = d0[j, k]
+                    between[1, j, k] = d0[j, k] + d1[j, k]
+                    between[2, j, k] = d0[j, k] - d1[j, k]
+                    between[3, j, k] = -d1[j, k]
+            for u in range(4):
+                for j in range(cols):
                     for k in range(f):
-                        d0, d1 = dout[image, 2 * i, 2 * j + v, k], dout[image, 2 * i + 1, 2 * j + v, k]
-                        between[0, v, k] = d0
-                        between[1, v, k] = d0 + d1
-                        between[2, v, k] = d0 - d1
-                        between[3, v, k] = -d1
-                for u in range(4):
-                    for k in range(f):
-                        d0, d1 = between[u, 0, k], between[u, 1, k]
-                        tiles[u, 0, image, i, j, k] = d0
-                        tiles[u, 1, image, i, j, k] = d0 + d1
-                        tiles[u, 2, image, i, j, k] = d0 - d1
-                        tiles[u, 3, image, i, j, k] = -d1
+                        b0, b1 = between[u, 2 * j, k], between[u, 2 * j + 1, k]
+                        tiles[u, 0, image, i, j, k] = b0
+                        tiles[u, 1, image, i, j, k] = b0 + b1
+                        tiles[u, 2, image, i, j, k] = b0 - b1
+                        tiles[u, 3, image, i, j, k] = -b1

@@ -69,10 +69,8 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window) -> np
     def sums(images: slice) -> np.ndarray:
         total, into = np.zeros(shape, dtype), np.empty(shape, dtype)
         for chunk, tiles in _tiles(x, images, window):
-            (_, _, count, rows, cols, _) = tiles.shape
-            padded = _padded(dout[chunk], (count, 2 * rows, 2 * cols, f), (0, 0))
             douts = workspace("products", (*tiles.shape[:-1], f), dout.dtype)
-            loops.gradient_transform(padded, douts)
+            loops.gradient_transform(_pixels(dout[chunk]), douts)
             first = chunk.start == images.start
             product = np.matmul(_matrices(tiles).swapaxes(1, 2), _matrices(douts), out=total if first else into)
             if not first:
@@ -89,10 +87,8 @@ def _tiles(x: np.ndarray, images: slice, window: Window) -> Iterator[tuple[slice
     """A few images at a time: which they are, and their tiles' transforms (4, 4, n, rows, columns, C)."""
     rows, cols = _tile_counts(window.counts(x.shape[2:]))
     for chunk in evenly(images, TILES // (rows * cols)):
-        count, c = chunk.stop - chunk.start, x.shape[1]
-        padded = _padded(x[chunk], (count, 2 * rows + 2, 2 * cols + 2, c), window.pad)
-        tiles = workspace("tiles", (4, 4, count, rows, cols, c), x.dtype)
-        loops.input_transform(padded, tiles)
+        tiles = workspace("tiles", (4, 4, chunk.stop - chunk.start, rows, cols, x.shape[1]), x.dtype)
+        loops.input_transform(_pixels(x[chunk]), window.pad, tiles)
         yield chunk, tiles
 
 
@@ -100,14 +96,9 @@ def _tile_counts(counts: Pair) -> Pair:
     return (counts[0] + 1) // 2, (counts[1] + 1) // 2
 
 
-def _padded(x: np.ndarray, shape: tuple[int, int, int, int], pad: Pair) -> np.ndarray:
-    """Images (N, C, H, W) as (N, H', W', C), among zeros."""
-    padded = workspace("padded", shape, x.dtype)
-    (top, left), (height, width) = pad, x.shape[2:]
-    padded[:, top : top + height, left : left + width] = x.transpose(0, 2, 3, 1)
-    padded[:, :top] = padded[:, top + height :] = 0
-    padded[:, :, :left] = padded[:, :, left + width :] = 0
-    return padded
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, C)."""
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
 
 
 def _matrices(transforms: np.ndarray) -> np.ndarray:
