@@ -26,6 +26,7 @@ from xpnn.errors import BackendUnavailable, SettingError
 Array = Any  # the standard has no type for "an array of some library"
 Shape = tuple[int, ...]
 FLOATING = ("float64", "float32", "float16", "bfloat16")
+NUMPY_FLOATING = "dfe"  # the same, as NumPy's dtype.char
 NO_ARRAYS = ("MaskedArray", "matrix")  # NumPy's own subclasses that leave out numbers, or multiply otherwise
 
 
@@ -400,13 +401,23 @@ def see_one_device(number: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = listed[number] if listed else str(number)
 
 
+_without_devices: dict[type, Backend] = {}  # by the kind of their arrays, as of() has seen them
+
+
 def of(x: Array) -> Backend:
     """Return the backend that the array `x` lives on."""
+    return _without_devices.get(type(x)) or _of(x)
+
+
+def _of(x: Array) -> Backend:
     library = library_of(x)
     if library is None:
         raise TypeError(f"expected an array of {', '.join(BACKENDS)}; received {type(x).__name__}")
     backend = _instance(library, "")
-    return _instance(library, backend.device_id_of(x)) if backend.has_devices else backend
+    if backend.has_devices:
+        return _instance(library, backend.device_id_of(x))
+    _without_devices[type(x)] = backend
+    return backend
 
 
 def to_numpy(x: Any) -> np.ndarray:
@@ -466,15 +477,18 @@ def one_kind(where: str, **arrays: Array) -> Any:
     TypeError
         When they come from different libraries or devices, or hold no floating-point numbers.
     """
-    values = arrays.values()
-    if not all(type(x) is np.ndarray for x in values):  # nearly always all are, and one look is enough
-        for name, x in arrays.items():
-            if not is_array(x):
-                known = ", ".join(BACKENDS)
-                raise TypeError(f"{where}: expected {name} to be an array of {known}; received {describe(x)}")
-        if len({of(x) for x in values}) > 1:
-            received = ", ".join(f"{name}: {describe(x)}" for name, x in arrays.items())
-            raise TypeError(f"{where}: expected {_listing(arrays)} of one kind; received {received}")
+    for x in arrays.values():  # nearly always they are NumPy's, and one look at each is enough
+        if type(x) is not np.ndarray or x.dtype.char not in NUMPY_FLOATING:
+            break
+    else:
+        return namespace(x)
+    for name, x in arrays.items():
+        if not is_array(x):
+            known = ", ".join(BACKENDS)
+            raise TypeError(f"{where}: expected {name} to be an array of {known}; received {describe(x)}")
+    if len({of(x) for x in arrays.values()}) > 1:
+        received = ", ".join(f"{name}: {describe(x)}" for name, x in arrays.items())
+        raise TypeError(f"{where}: expected {_listing(arrays)} of one kind; received {received}")
     for name, x in arrays.items():
         if not is_floating(x):
             raise TypeError(f"{where}: expected {name} of a floating-point dtype; received {dtype_name(x.dtype)}")
