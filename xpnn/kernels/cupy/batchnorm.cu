@@ -2,31 +2,10 @@
 //
 // With `relu` the result is rectified, and a gradient is 0 where that was not positive: it is computed again, which is
 // quicker than to read it.
-//
-// A block is blockDim.x columns wide and blockDim.y rows high: threads side by side read neighboring numbers, and each
-// stays in its column.
 
-#include "common.cuh"
+#include "columns.cuh"
 
-constexpr int MOST_THREADS = 512, GROUP = 8;  // of a block; numbers that a thread reads at once
-
-// Of all rows of threads, in the first of them. In an order of its own, but always the same one.
-template <typename Value, typename Op>
-__device__ Value column_reduce(Value value, Op op) {
-    __shared__ Value of_threads[MOST_THREADS];
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (unsigned rows = blockDim.y, half; rows > 1; rows = half) {
-        half = (rows + 1) / 2;
-        of_threads[thread] = value;
-        __syncthreads();
-        if (threadIdx.y < rows - half) value = op(value, of_threads[thread + half * blockDim.x]);
-        __syncthreads();
-    }
-    return value;
-}
-
-// Threads beyond the last column repeat it: they too come to the barriers.
-__device__ i64 column_of(i64 d) { return min(blockIdx.x * (i64)blockDim.x + threadIdx.x, d - 1); }
+constexpr int GROUP = 8;  // numbers that a thread reads at once
 
 // The same bits in every kernel.
 template <typename A>
@@ -183,14 +162,6 @@ __global__ void means(i64 d, const T* dbeta, const T* dgamma, const T* inv_std, 
 }
 
 // ---- each number
-
-// Of a column and those behind it, wherever the vector begins in memory.
-template <int K, typename T>
-__device__ Numbers<T, K> from(const T* vector) {
-    Numbers<T, K> numbers;
-    for (int k = 0; k < K; ++k) numbers.number[k] = widen(vector[k]);
-    return numbers;
-}
 
 template <typename T, bool packed, bool relu>
 __global__ void normalize(i64 n, i64 d, const T* x, const T* mean, const T* scale, const T* beta, T* out) {

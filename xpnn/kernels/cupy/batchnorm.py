@@ -1,17 +1,12 @@
 """Batch normalization on the device."""
 
-import math
 from typing import Any
 
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.blocks import of_one_type, over_rows, packed
+from xpnn.kernels.cupy.blocks import in_chunks, of_one_type, over_rows, packed
 from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, of_each_type
-
-MOST_THREADS = 512  # as in batchnorm.cu
-ROWS = 32  # of a thread, before there is a second chunk
-CHUNKS = 512  # at most, over all columns
 
 BATCHNORM = Source(
     "batchnorm.cu",
@@ -133,9 +128,5 @@ def _each_number(name: str, rows: list[Any], vectors: list[Any], relu: bool) -> 
 
 def _in_chunks(x: Any) -> tuple[tuple[int, ...], tuple[int, ...], int, Any]:
     """Return grid and block for sums over x (N, D), the rows of a chunk, and memory for two sums of each chunk."""
-    n, d = x.shape
-    (tiles, _), block = over_rows(n, d, MOST_THREADS)
-    chunks = min(math.ceil(n / (ROWS * block[1])), max(CHUNKS // tiles, 1))
-    rows = math.ceil(n / chunks)
-    grid = (tiles, math.ceil(n / rows))
-    return grid, block, rows, cupy.empty((2, grid[1], d), dtype=accumulation(x))
+    grid, block, rows = in_chunks(*x.shape)
+    return grid, block, rows, cupy.empty((2, grid[1], x.shape[1]), dtype=accumulation(x))

@@ -9,6 +9,9 @@ from xpnn.kernels.cupy import source
 from xpnn.kernels.cupy.source import THREADS, WARP
 
 COLUMNS = 64  # of a block, at most
+MOST_THREADS = 512  # as in columns.cuh
+ROWS = 32  # of a thread, before there is a second chunk
+CHUNKS = 512  # at most, over all columns
 
 Grid = tuple[int, ...]
 
@@ -19,6 +22,14 @@ def over_rows(n: int, width: int, threads: int = THREADS) -> tuple[Grid, Grid]:
     columns = math.ceil(width / tiles)
     rows = threads // columns
     return (tiles, min(math.ceil(n / rows), max(source.BLOCKS // tiles, 1))), (columns, rows)
+
+
+def in_chunks(n: int, d: int) -> tuple[Grid, Grid, int]:
+    """Return grid and block for sums of the columns of rows (n, d), and the rows of a chunk: see columns.cuh."""
+    (tiles, _), block = over_rows(n, d, MOST_THREADS)
+    chunks = min(math.ceil(n / (ROWS * block[1])), max(CHUNKS // tiles, 1))
+    rows = math.ceil(n / chunks)
+    return (tiles, math.ceil(n / rows)), block, rows
 
 
 def of_teams(n: int, width: int) -> tuple[bool, Grid, Grid]:
