@@ -10,8 +10,11 @@ import stand_in
 
 from test_cuda import needed
 from test_kernels import CALLS, assert_same_results, channels_last, normals
-from xpnn import kernels, layers
+from xpnn import Model, kernels, layers
+from xpnn import backend as backends
+from xpnn.layers import GELU, Affine, BatchNorm, Dropout, Linear, ReLU, Sequential
 from xpnn.layers.affine import linear_param_grads
+from xpnn.models import FullyConnectedNet
 from xpnn.windows import Window
 
 
@@ -158,6 +161,9 @@ def test_a_product_that_cublaslt_has_not_is_cupys(cupy, products, monkeypatch):
     [
         "products.matmul",
         "products.matmul_bias",
+        "layers.affine.activated",
+        "layers.affine.activated_grad",
+        "layers.affine.activated_input_grad",
         "layers.affine.param_grads",
         "layers.convolution.correlate",
         "layers.convolution.correlate_filter_grad",
@@ -217,6 +223,189 @@ def test_where_cublaslt_does_not_add_up_a_gradient_a_kernel_does(cupy, monkeypat
         np.testing.assert_allclose(dw.get(), x.T @ dout, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(db.get(), dout.sum(axis=0), rtol=1e-5, atol=1e-6)
     assert [launch.kernel for launch in stand_in.launches] == 2 * ["add_rows<float, float>"]
+
+
+# ---- with an activation
+
+
+HALVES = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # a rounding, relative to the number
+ACTIVATIONS = {"relu": ReLU, "gelu_tanh": lambda: GELU("tanh"), "gelu_none": GELU}
+
+
+def epilogues():
+    """By name, of all products since the last time."""
+    names = [cublaslt_on_cpu.Epilogue(call.epilogue).name for call in cublaslt_on_cpu.calls]
+    cublaslt_on_cpu.calls.clear()
+    return names
+
+
+def launched():
+    """The kernels, without their types, since the last time."""
+    names = [launch.kernel.partition("<")[0] for launch in stand_in.launches]
+    stand_in.launches.clear()
+    return names
+
+
+def refusing(monkeypatch, *names):
+    """Have cuBLASLt find no algorithm for products with such epilogues."""
+    search = cublaslt_on_cpu.matmul_algo_get_heuristic
+
+    def refuse(light_handle, operation_desc, *args):
+        name = cublaslt_on_cpu.Epilogue(cublaslt_on_cpu._objects[operation_desc]["EPILOGUE"]).name
+        if name.startswith(names):
+            raise cublaslt_on_cpu.cuBLASLtError("not supported")
+        search(light_handle, operation_desc, *args)
+
+    monkeypatch.setattr(cublaslt_on_cpu, "matmul_algo_get_heuristic", refuse)
+
+
+def test_a_net_is_three_products_a_layer_and_nothing_else(cupy):
+    net = FullyConnectedNet([16, 130, 24], 12, 5, backend="cupy", rng=0)
+    x, y = cupy.asarray(normals(10, 12)), cupy.asarray(np.arange(10) % 5)
+    net.loss(x, y)
+    epilogues(), launched()
+    net.loss(x, y)
+    forward, backward = ["RELU_AUX_BIAS"] * 3 + ["BIAS"], ["BGRADA", *["DRELU_BGRAD", "DEFAULT"] * 3]
+    assert epilogues() == forward + backward
+    assert launched() == ["cross_entropy", "spoil"]
+    net.loss(x)
+    assert epilogues() == forward
+    assert launched() == []
+
+
+@pytest.mark.parametrize(
+    ("refused", "forward", "backward"),
+    [
+        (["RELU_AUX"], ["RELU_BIAS", "BIAS"], ["BGRADA", "DEFAULT", "DEFAULT"]),
+        (["RELU"], ["DEFAULT", "BIAS"], ["BGRADA", "DEFAULT", "DEFAULT"]),
+        (["DRELU"], ["RELU_AUX_BIAS", "BIAS"], ["BGRADA", "DEFAULT", "DEFAULT"]),
+    ],
+)
+def test_what_cublaslt_has_not_is_one_launch_of_a_kernel(cupy, monkeypatch, refused, forward, backward):
+    refusing(monkeypatch, *refused)
+    net = FullyConnectedNet([16], 12, 5, backend="cupy", rng=0)
+    x, y = cupy.asarray(normals(10, 12)), cupy.asarray(np.arange(10) % 5)
+    launched()
+    for _ in range(2):
+        net.loss(x, y)
+        assert epilogues() == forward + backward
+        assert launched() == [*["add_and_activate"] * (refused == ["RELU"]), "cross_entropy", "grad", "spoil"]
+    assert_as_on_numpy(lambda: Sequential(Affine(16), ReLU(), Affine(5)))
+
+
+def gradients(backend, net, kept, shape):
+    """Output, scores, and the gradients by the input and the parameters, of a net on a backend."""
+    asarray = backends.get(backend).asarray
+    Model(net, shape[1:], dtype=kept, backend=backend, rng=0)
+    for i, layer in enumerate(net.layers.values()):
+        for values in layer.params.values():
+            values[...] = asarray((normals(*values.shape, seed=i) / 2).astype(values.dtype))
+    x = asarray(normals(*shape).astype(kept))
+    out, cache = net.forward(x, train=True)
+    dx, grads = net.backward(asarray(normals(*out.shape, seed=1).astype(kept)), cache)
+    return [backends.to_numpy(array) for array in (out, net.infer(x), dx, *grads.values())]
+
+
+def assert_as_on_numpy(make, kept="float32", shape=(10, 12)):
+    """To some dozens of roundings, which a batch norm of ten rows multiplies; half types as float64 is."""
+    host = gradients("numpy", make(), "float64" if kept in HALVES else kept, shape)
+    device = gradients("cupy", make(), kept, shape)
+    eps = 2 * HALVES[kept] if kept in HALVES else np.finfo(kept).eps
+    for truth, result in zip(host, device, strict=True):
+        assert result.dtype == np.dtype(kept)
+        np.testing.assert_allclose(result.astype("float64"), truth, rtol=0, atol=128 * eps * np.abs(truth).max())
+
+
+NETS = {
+    "affine": lambda act: Sequential(Affine(16), act(), Affine(130), act(), Affine(5)),
+    "linear": lambda act: Sequential(Linear(16), act(), Linear(130, bias=False), act(), Linear(5)),
+    "an activation last": lambda act: Sequential(Affine(7), act()),
+    "one unit": lambda act: Sequential(Affine(9), act(), Affine(1), act(), Affine(1)),
+    "dropout between": lambda act: Sequential(
+        Affine(16), act(), Dropout(0.5), Affine(16), act(), Dropout(0.0), Affine(3)
+    ),
+    "batch norm between": lambda act: Sequential(
+        Linear(16, bias=False), BatchNorm(), act(), Affine(16), act(), BatchNorm(), Affine(3)
+    ),
+    "twice": lambda act: Sequential(Affine(8), act(), act(), Affine(8), act()),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("net", NETS)
+def test_layers_with_an_activation_give_numpys_gradients(cupy, net, activation):
+    assert_as_on_numpy(lambda: NETS[net](ACTIVATIONS[activation]))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+@pytest.mark.parametrize("kept", ["float64", "float16", "bfloat16"])
+def test_in_every_precision_they_do(cupy, activation, kept):
+    if kept == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    assert_as_on_numpy(lambda: NETS["affine"](ACTIVATIONS[activation]), kept)
+    assert any(name.startswith("D") and "BGRAD" in name for name in epilogues())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_of_the_last_axis_they_do(cupy, activation):
+    act = ACTIVATIONS[activation]
+    assert_as_on_numpy(lambda: Sequential(Linear(16), act(), Linear(9), act(), Linear(3)), shape=(4, 3, 12))
+    # Here the rows of the one are flattened for the other.
+    assert_as_on_numpy(lambda: Sequential(Linear(16), act(), Affine(9), act(), Affine(3)), shape=(4, 3, 12))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+def test_an_epilogue_acts_before_results_are_rounded(cupy, activation):
+    """On the sum in float32: that plus the bias, rounded in between, is 0 here."""
+    x, w, b = (np.array(values, "float16") for values in ([[2048.0, 1.0]], [[1.0], [1.0]], [-2048.0]))
+    out, _ = kernels.TABLE["layers.affine.activated", "cupy"](*map(cupy.asarray, (x, w, b)), activation)
+    np.testing.assert_allclose(out.get(), [[{"relu": 1.0, "gelu_tanh": 0.8412}[activation]]], rtol=2.0**-11)
+
+
+def test_where_an_output_was_no_number_no_gradient_passes(cupy):
+    """As the definition has it, though cuBLASLt's ReLU makes 0 of it."""
+    net = Sequential(Affine(3), ReLU(), Affine(2))
+    Model(net, (4,), backend="cupy", rng=0)
+    x = normals(2, 4)
+    x[0, 0] = np.nan
+    out, cache = net.forward(cupy.asarray(x), train=True)
+    dx, _ = net.backward(cupy.ones(out.shape, "float32"), cache)
+    assert dx.get()[0].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("place", [(0, 0), (7, 11)])
+def test_a_loss_is_no_number_where_an_example_is_none(cupy, place):
+    """By the gradients: the scores do not show it any more."""
+    net = FullyConnectedNet([16, 16], 12, 5, backend="cupy", rng=0)
+    x = normals(8, 12)
+    x[place] = np.nan
+    loss, _ = net.loss(cupy.asarray(x), cupy.asarray(np.arange(8) % 5))
+    assert np.isnan(loss.get())
+    assert "RELU_AUX_BIAS" in epilogues()
+
+
+def test_a_kernel_of_ours_lets_what_is_no_number_pass(cupy, monkeypatch):
+    refusing(monkeypatch, "RELU", "GELU")
+    x, w = np.array([[np.nan], [np.inf], [-np.inf], [0.0]], "f"), np.ones((1, 1), "f")
+    for activation in ACTIVATIONS:
+        out, _ = kernels.TABLE["layers.affine.activated", "cupy"](cupy.asarray(x), cupy.asarray(w), None, activation)
+        np.testing.assert_allclose(out.get(), [[np.nan], [np.inf], [0.0], [0.0]], atol=1e-30)
+
+
+def test_layers_of_a_shape_share_their_plans(cupy):
+    """Each with a bias and memory for what its activation leaves of its own."""
+    results = []
+    for backend in ("numpy", "cupy"):
+        net = FullyConnectedNet([64] * 4, 64, 64, backend=backend, rng=0)
+        x, y = (net.backend.asarray(values) for values in (normals(10, 64), np.arange(10)))
+        for name, values in net.params.items():
+            if name.startswith("b"):
+                values[...] = net.backend.asarray(normals(64, seed=int(name[1:])))
+        results.append([backends.to_numpy(net.loss(x, y)[1].flat) for _ in range(2)])
+    # A product forward, one with a ReLU, and all ways back: by where arrays begin in memory, in two of them or three.
+    assert len(cublaslt_on_cpu.searches) <= 3 * 5
+    for host, device in zip(*results, strict=True):
+        np.testing.assert_allclose(device, host, rtol=0, atol=64 * np.finfo("f").eps * np.abs(host).max())
 
 
 def test_the_products_of_a_convolution_are_one_for_a_chunk_with_its_bias(cupy, monkeypatch):

@@ -445,6 +445,18 @@ def test_a_loss_that_is_no_number_ends_both(cupy):
         np.testing.assert_array_equal(results[1].model.params[name].get(), array.get())
 
 
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("rate", [1e6, 1e12, 1e30])
+def test_training_that_diverges_ends_with_weights_that_are_numbers(cupy, graph, rate):
+    """Though cuBLASLt's ReLU hides from the loss what is no number."""
+    model = FullyConnectedNet([8, 8, 8], 6, 3, weight_scale=None, rng=3, backend="cupy")
+    settings = {"update_rule": "sgd", "optim_config": {"learning_rate": rate}, "num_epochs": 6}
+    with pytest.warns(RuntimeWarning, match="the loss is"):
+        solver, _ = trained(graph, model, **settings)
+    assert solver.diverged
+    assert np.isfinite(model.params.flat.get()).all()
+
+
 # ---- steps that are not recorded
 
 

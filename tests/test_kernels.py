@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import unittest.mock
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -143,6 +144,32 @@ def picks():
         yield x, indices[:0], rows[:0], columns[:0]
 
 
+class KeptBy(NamedTuple):
+    """In place of an argument: what the function of the same library keeps for it, the last of its results."""
+
+    function: str
+    args: tuple
+
+    def kept(self, backend=None):
+        of = definition(self.function) if backend is None else kernels.TABLE[self.function, backend.name]
+        return of(*copied(self.args, backend))[-1]
+
+
+ACTIVATED = [
+    (normals(n, d, dtype=dtype), normals(d, m, dtype=dtype, seed=1), bias, activation)
+    for dtype in DTYPES
+    for n, d, m in ((5, 4, 3), (1, 1, 1), (0, 4, 3), (5, 0, 3), (70, 100, 33), (2000, 5, 40), (3, 4, 200))
+    for bias in (normals(m, dtype=dtype, seed=2), None)
+    for activation in ("relu", "gelu_none", "gelu_tanh")
+]
+
+
+def output(args):
+    """Of `activated`: numbers of its dtype and shape."""
+    rows, w, _, _ = args
+    return normals(len(rows), w.shape[1], dtype=w.dtype, seed=3)
+
+
 # For every registered function: calls that its kernel has to answer as the definition does.
 CALLS = {
     "recording.record": [(lambda: varying(lambda: np.float32(3)),)],
@@ -189,6 +216,11 @@ CALLS = {
     },
     "optim.norms.sum_of_squares": [
         (x,) for x in [*ROWS, *IMAGES, normals(9, 5)[:, ::2], normals(0), np.array(2.0), normals(1_000_003)]
+    ],
+    "models.model.spoil": [
+        (np.array(2.0, dtype), values.astype(dtype))
+        for dtype in DTYPES
+        for values in (normals(5), normals(100_003), normals(0), *(np.array([1.0, x, 3.0]) for x in (np.nan, np.inf)))
     ],
     "data.images.pick": list(picks()),
     "special.erf": [(x,) for x in ACTIVATIONS],
@@ -267,6 +299,26 @@ CALLS = {
         for douts in (normals(n, m, dtype=dtype, seed=1), normals(m, n, dtype=dtype, seed=1).T)
         for out in (None, np.ones((d, m), dtype))
     ],
+    "layers.affine.activated": [
+        *ACTIVATED,
+        (normals(4, 5).T, normals(3, 4).T, normals(6)[::2], "relu"),
+        (20 * normals(9, 4), normals(4, 8), 40 * normals(8), "gelu_tanh"),
+    ],
+    "layers.affine.activated_grad": [
+        *((output(args), KeptBy("layers.affine.activated", args), args[-1]) for args in ACTIVATED),
+        *((output(args).T.copy().T, output(args), args[-1]) for args in ACTIVATED),
+        (normals(70_001, 3), normals(70_001, 3, seed=1), "relu"),
+        (np.array([[np.inf, np.nan, 1.0, 2.0]]), np.array([[0.0, -1.0, np.nan, np.inf]]), "relu"),
+    ],
+    "layers.affine.activated_input_grad": [
+        *(
+            (output(args)[:, :1] * w[0], w, KeptBy("layers.affine.activated", args), args[-1])
+            for args in ACTIVATED
+            for k in (1, 6)
+            for w in (normals(args[1].shape[1], k, dtype=args[1].dtype, seed=5),)
+        ),
+        (normals(4, 0), normals(5, 0), normals(4, 5), "relu"),
+    ],
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
     "layers.convolution.correlate": [
         *((x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)),
@@ -323,6 +375,9 @@ ELEMENTWISE["layers.activation.gelu_and_slope on cupy"] = 64
 # Of a result's largest number: the convolutions add up to some hundred products, in another order. What is in neither
 # table is equal to the bit.
 ROUNDINGS = {
+    "layers.affine.activated": 16,
+    "layers.affine.activated_grad": 64,  # sums of 2,000 and more
+    "layers.affine.activated_input_grad": 64,
     "layers.affine.param_grads": 16,
     "layers.batchnorm.moments": 16,
     "layers.batchnorm.running_moments": 4,
@@ -357,7 +412,11 @@ OF_DEVICES = {
     "recording.obstacle",
     "random.philox",
     "products.matmul_bias",
+    "layers.affine.activated",
+    "layers.affine.activated_grad",
+    "layers.affine.activated_input_grad",
     "layers.affine.param_grads",
+    "models.model.spoil",
     "data.images.pick",
     "optim.norms.sum_of_squares",
     "losses.cross_entropy",
@@ -435,10 +494,15 @@ def test_every_kernel_gives_the_results_of_its_definition(function):
 def copied(args, backend=None):
     """The arguments with arrays of their own, on a backend: some functions write into them."""
     asarray = np.array if backend is None else functools.partial(backend.asarray, copy=True)
-    in_dict = lambda arg: {k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in arg.items()}  # noqa: E731
-    return [
-        asarray(arg) if isinstance(arg, np.ndarray) else in_dict(arg) if isinstance(arg, dict) else arg for arg in args
-    ]
+
+    def of(arg):
+        if isinstance(arg, KeptBy):
+            return arg.kept(backend)
+        if isinstance(arg, dict):
+            return {key: asarray(value) if isinstance(value, np.ndarray) else value for key, value in arg.items()}
+        return asarray(arg) if isinstance(arg, np.ndarray) else arg
+
+    return [of(arg) for arg in args]
 
 
 def assert_same_results(function, library, fast, args):
@@ -453,6 +517,7 @@ def assert_same_results(function, library, fast, args):
     for truth, result in zip(expected, received, strict=True):
         if truth is None:
             continue
+        result = getattr(result, "numbers", result)  # of what is kept with more beside it
         assert backends.library_of(result) == library
         result = backends.to_numpy(result)
         assert result.dtype == truth.dtype
@@ -462,7 +527,7 @@ def assert_same_results(function, library, fast, args):
             eps = np.finfo(truth.dtype).eps
             rtol = ELEMENTWISE.get(f"{function} on {library}", ELEMENTWISE.get(function, 0)) * eps
             roundings = ROUNDINGS.get(f"{function} on {library}", ROUNDINGS.get(function, 0))
-            atol = rtol + roundings * eps * np.nanmax(np.abs(truth), initial=0.0)
+            atol = rtol + roundings * eps * np.max(np.abs(truth), initial=0.0, where=~np.isnan(truth))
         np.testing.assert_allclose(result, truth, rtol=rtol, atol=atol, err_msg=f"{function} on {library}")
 
 

@@ -7,6 +7,7 @@ the library would refuse is an error.
 
 import ctypes
 import enum
+import math
 import sys
 import types
 from typing import NamedTuple
@@ -25,6 +26,8 @@ class MatmulDescAttribute(enum.IntEnum):
     EPILOGUE = 7
     BIAS_POINTER = 8
     BIAS_BATCH_STRIDE = 10
+    EPILOGUE_AUX_POINTER = 11
+    EPILOGUE_AUX_LD = 12
 
 
 class MatrixLayoutAttribute(enum.IntEnum):
@@ -43,7 +46,15 @@ class MatmulPreferenceAttribute(enum.IntEnum):
 
 class Epilogue(enum.IntEnum):
     DEFAULT = 1
+    RELU = 2
     BIAS = 4
+    RELU_BIAS = 6
+    RELU_AUX = 130
+    RELU_AUX_BIAS = 134
+    DRELU_BGRAD = 152
+    GELU_AUX = 160
+    GELU_AUX_BIAS = 164
+    DGELU_BGRAD = 208
     BGRADA = 256
 
 
@@ -58,7 +69,7 @@ class ComputeType(enum.IntEnum):  # of nvmath.bindings.cublas
 
 
 DTYPES = {
-    MatmulDescAttribute: {3: "int32", 4: "int32", 7: "uint32", 8: "int64", 10: "int64"},
+    MatmulDescAttribute: {3: "int32", 4: "int32", 7: "uint32", 8: "int64", 10: "int64", 11: "int64", 12: "int64"},
     MatrixLayoutAttribute: {5: "int32", 6: "int64"},
     MatmulPreferenceAttribute: {1: "uint64", 3: "uint32", 5: "uint32", 6: "uint32", 7: "uint32", 8: "uint32"},
 }
@@ -67,6 +78,9 @@ DEFAULTS = {
     "TRANSB": 0,
     "EPILOGUE": 1,
     "BIAS_BATCH_STRIDE": 0,
+    "BIAS_POINTER": 0,
+    "EPILOGUE_AUX_POINTER": 0,
+    "EPILOGUE_AUX_LD": 0,
     "BATCH_COUNT": 1,
     "STRIDED_BATCH_OFFSET": 0,
 }
@@ -183,10 +197,16 @@ def matmul_algo_get_heuristic(
     return_algo_count: int,
 ) -> None:
     wishes, operation = _objects[preference], _objects[operation_desc]
-    _shape(operation, adesc, bdesc, cdesc, ddesc)
+    m, _, k, count = _shape(operation, adesc, bdesc, cdesc, ddesc)
     _require(wishes["MAX_WORKSPACE_BYTES"] >= WORKSPACE and requested_algo_count == 1, "no algorithm")
     _require(wishes["REDUCTION_SCHEME_MASK"] == ReductionScheme.COMPUTE_TYPE, "sums would be rounded on the way")
-    _require(operation["EPILOGUE"] == 1 or operation["BIAS_POINTER"] != 0, "no bias")
+    name = Epilogue(operation["EPILOGUE"]).name
+    _require(name in ("DEFAULT", "RELU", "RELU_AUX", "GELU_AUX") or operation["BIAS_POINTER"] != 0, "no bias")
+    if name.endswith(("_AUX", "_AUX_BIAS", "ELU_BGRAD")):
+        apart, multiple = operation["EPILOGUE_AUX_LD"], 128 if "RELU" in name else 8  # bits, or numbers
+        _require(operation["EPILOGUE_AUX_POINTER"] % 16 == 0 != operation["EPILOGUE_AUX_POINTER"], "no aux")
+        _require(apart % multiple == 0 and apart >= m and count == 1, f"aux {apart} apart")
+        _require(k > 1 or "BGRAD" not in name, "gradients with k = 1")
     _require(operation["EPILOGUE"] != Epilogue.BGRADA or not operation["TRANSA"], "sums of a transposed A")
     searches.append(operation_desc)
     aligned = [wishes[f"MIN_ALIGNMENT_{x}_BYTES"] for x in "ABCD"]
@@ -233,12 +253,17 @@ def matmul(
         values = alpha * np.matmul(first, second)
         if beta != 0:
             values = values + beta * _matrices(c, cdesc, 0).astype(computed)
-        if operation["EPILOGUE"] == Epilogue.BIAS:  # of D's type, a number for each row, the same in all columns
+        name = Epilogue(operation["EPILOGUE"]).name
+        if name.endswith("BIAS"):  # of D's type, a number for each row, the same in all columns
             stride = operation["BIAS_BATCH_STRIDE"]
             bias = _memory(operation["BIAS_POINTER"], result.dtype, (count - 1) * stride + m)
             values = values + as_strided(bias, (count, m, 1), (stride * bias.itemsize, bias.itemsize, 0)).astype(
                 computed
             )
+        if "ELU" in name:
+            values = _activated(name, values, operation, result.dtype)
+        if name.endswith("_BGRAD"):  # of D's type, the sum over the columns for each row of D
+            _memory(operation["BIAS_POINTER"], result.dtype, m)[...] = values[0].sum(axis=1).astype(result.dtype)
         if operation["EPILOGUE"] == Epilogue.BGRADA:  # of D's type, the sum over k for each row of A
             sums = np.ascontiguousarray(first[0]).sum(axis=1)
             _memory(operation["BIAS_POINTER"], result.dtype, m)[...] = sums.astype(result.dtype)
@@ -246,6 +271,31 @@ def matmul(
 
     deferred(compute)
     calls.append(Call(m, n, k, count, operation["compute"], operation["EPILOGUE"], float(beta)))
+
+
+def _activated(name: str, values: np.ndarray, operation: dict, dtype: np.dtype) -> np.ndarray:
+    """An activation of the matrix, or its gradient, with what the one leaves for the other in the auxiliary buffer.
+
+    ReLU leaves a bit for each number, in what order is the library's affair; its maximum makes 0 of what is no number.
+    GELU, which is that by tanh, leaves its input in D's type.
+    """
+    _, m, n = values.shape
+    pointer, apart = operation["EPILOGUE_AUX_POINTER"], operation["EPILOGUE_AUX_LD"]
+    if "RELU" in name:
+        bits = _memory(pointer, np.dtype("uint8"), n * apart // 8).reshape(n, apart // 8) if apart else None
+        if name.startswith("D"):
+            return np.where(np.unpackbits(bits, axis=1)[:, :m].T, values, 0)
+        if "AUX" in name:
+            bits[:, : -(-m // 8)] = np.packbits(values[0].T > 0, axis=1)
+        return np.fmax(values, 0)
+    inputs = as_strided(_memory(pointer, dtype, (n - 1) * apart + m), (m, n), (dtype.itemsize, apart * dtype.itemsize))
+    x = inputs.astype(values.dtype) if name.startswith("D") else values[0]
+    inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    if name.startswith("D"):
+        slope = (1 - inner**2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+        return values * (0.5 * (1 + inner) + 0.5 * x * slope)
+    inputs[...] = x.astype(dtype)
+    return (0.5 * x * (1 + inner))[np.newaxis]
 
 
 def _shape(operation: dict, *layouts: int) -> tuple[int, int, int, int]:

@@ -1,12 +1,13 @@
 """The affine, or fully connected, layer: of whole examples, and of the last axis."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from xpnn.arguments import check_flag, check_whole
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
+from xpnn.layers.activation import GELU, ReLU, gelu_and_slope, positive_part, where_positive
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import sum_rows
 from xpnn.products import product, product_bias
@@ -37,14 +38,27 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
 
     Source: UCLA ECE C147, homework 4.
     """
+    return _affine(x, w, b, "")
+
+
+def _affine(x: Array, w: Array, b: Array, activation: str) -> tuple[Array, Cache]:
+    """`affine_forward`, and an activation if asked for."""
     one_kind("affine", x=x, w=w, b=b)
     if x.ndim < 1 or w.ndim != 2 or b.shape != w.shape[1:] or math.prod(x.shape[1:]) != w.shape[0]:
         raise ValueError(
             "affine: expected x (N, ...) of D numbers an example, w (D, M) and b (M,); "
             f"received x {tuple(x.shape)}, w {tuple(w.shape)} and b {tuple(b.shape)}"
         )
-    rows = _rows(x)
-    return product_bias(rows, w, b), (rows, w, x.shape, True)  # as of `linear_forward`, which has the same gradients
+    return _forward(_rows(x), w, b, x.shape, activation)
+
+
+def _forward(rows: Array, w: Array, b: Array | None, x_shape: Shape, activation: str) -> tuple[Array, Cache]:
+    """The output as rows, and the cache of `affine_forward` and `linear_forward`, which have the same gradients."""
+    cache = rows, w, x_shape, b is not None
+    if not activation:
+        return product(rows, w) if b is None else product_bias(rows, w, b), cache
+    out, kept = (fast_path("layers.affine.activated", library_of(rows)) or activated)(rows, w, b, activation)
+    return out, Activated(cache, activation, kept)
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -98,15 +112,19 @@ def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, C
     ValueError
         When the shapes do not fit.
     """
+    return _linear(x, w, b, "")
+
+
+def _linear(x: Array, w: Array, b: Array | None, activation: str) -> tuple[Array, Cache]:
+    """`linear_forward`, and an activation if asked for."""
     xp = one_kind("linear", x=x, w=w, **({} if b is None else {"b": b}))
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or (b is not None and b.shape != w.shape[1:]):
         raise ValueError(
             "linear: expected x (..., D), w (D, M) and b (M,) or none; received "
             f"x {tuple(x.shape)}, w {tuple(w.shape)} and b {None if b is None else tuple(b.shape)}"
         )
-    rows = _last_axis_rows(x)
-    out = product(rows, w) if b is None else product_bias(rows, w, b)
-    return xp.reshape(out, (*x.shape[:-1], w.shape[1])), (rows, w, x.shape, b is not None)
+    out, cache = _forward(_last_axis_rows(x), w, b, x.shape, activation)
+    return xp.reshape(out, (*x.shape[:-1], w.shape[1])), cache
 
 
 def linear_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
@@ -155,7 +173,101 @@ def _last_axis_rows(x: Array) -> Array:
     return x if x.ndim == 2 else namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-class Affine(Layer):
+# ---- with the activation behind it
+
+
+class Activated(NamedTuple):
+    """The cache of a layer that has computed the activation behind it, too."""
+
+    own: Cache
+    activation: str  # "" once the layer above has computed its gradient
+    kept: Cache  # for that gradient; then the gradient of the bias instead
+
+    def gradient(self, douts: Array) -> tuple[Array, Array]:
+        """Return the gradient before the activation, as rows, and the one of the bias."""
+        if not self.activation:
+            return douts, self.kept
+        fast = fast_path("layers.affine.activated_grad", library_of(douts))
+        return (fast or activated_grad)(douts, self.kept, self.activation)
+
+
+def activated(rows: Array, w: Array, b: Array | None, activation: str) -> tuple[Array, Cache]:
+    """The definition of an affine function with a ``"relu"``, ``"gelu_none"`` or ``"gelu_tanh"`` behind it.
+
+    And of what `activated_grad` needs: the output of a ReLU, or the input of a GELU. A kernel may keep more.
+    """
+    x = product(rows, w) if b is None else product_bias(rows, w, b)
+    if activation == "relu":
+        out = positive_part(x)
+        return out, out
+    return gelu_and_slope(x, activation.removeprefix("gelu_"))[0], x
+
+
+def activated_grad(dout: Array, kept: Cache, activation: str) -> tuple[Array, Array]:
+    """The definition of the gradient before the activation, and of its sum over rows, the gradient of the bias."""
+    if activation == "relu":
+        dx = where_positive(dout, kept)
+    else:
+        dx = dout * gelu_and_slope(kept, activation.removeprefix("gelu_"))[1]
+    return dx, sum_rows(dx)
+
+
+def activated_input_grad(douts: Array, w: Array, kept: Cache, activation: str) -> tuple[Array, Array]:
+    """The definition of both where a layer with matrix w is above the activation: for ``dout = douts wᵀ``."""
+    return activated_grad(product(douts, w.T), kept, activation)
+
+
+# By the class of an activation, the kernel that makes it worth to compute it with the product.
+ACTIVATIONS: dict[type[Layer], str] = dict.fromkeys((ReLU, GELU), "layers.affine.activated")
+
+
+class _Product(Layer):
+    """What `Affine` and `Linear` have in common."""
+
+    torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
+    torch_transposed: ClassVar[frozenset[str]] = frozenset({"W"})
+
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return self._forward(x, "")
+
+    def forward_through(self, x: Array, after: Any, train: bool = False) -> tuple[Array, Cache]:
+        return self._forward(x, "relu" if type(after) is ReLU else f"gelu_{after.approximate}")
+
+    def _forward(self, x: Array, activation: str) -> tuple[Array, Cache]:
+        raise NotImplementedError
+
+    def _check_dout(self, dout: Array, cache: Cache) -> None:
+        raise NotImplementedError
+
+    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        dout, cache, grads = self._param_grads(dout, cache)
+        return (linear_input_grad(dout, cache) if input_grad else None), grads
+
+    def backward_through(
+        self, dout: Array, cache: Cache, below: Activated
+    ) -> tuple[Array, dict[str, Array], Activated]:
+        """`backward`, and through the activation that the layer below has computed; also its cache after that."""
+        dout, cache, grads = self._param_grads(dout, cache)
+        rows, w, x_shape, _ = cache
+        if len(rows) != len(below.own[0]):  # between them the rows were flattened
+            return linear_input_grad(dout, cache), grads, below
+        fast = fast_path("layers.affine.activated_input_grad", library_of(dout))
+        dx, db = (fast or activated_input_grad)(_last_axis_rows(dout), w, below.kept, below.activation)
+        return namespace(dx).reshape(dx, x_shape), grads, Activated(below.own, "", db)
+
+    def _param_grads(self, dout: Array, cache: Cache) -> tuple[Array, Cache, dict[str, Array]]:
+        """Return the gradient and the cache without an activation, and the gradients of the parameters."""
+        own = cache.own if isinstance(cache, Activated) else cache
+        self._check_dout(dout, own)
+        if own is cache:
+            dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
+        else:
+            dout, db = cache.gradient(_last_axis_rows(dout))
+            dw = product(own[0].T, dout, self.grads.get("W"))
+        return dout, own, {"W": dw, "b": db} if own[3] else {"W": dw}
+
+
+class Affine(_Product):
     """``x W + b`` with M outputs: `affine_forward` with parameters W (D, M) and b (M,).
 
     Parameters
@@ -166,8 +278,7 @@ class Affine(Layer):
         First values of W; b starts at zeros.
     """
 
-    torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
-    torch_transposed: ClassVar[frozenset[str]] = frozenset({"W"})
+    fuses: ClassVar[dict[type[Layer], str]] = ACTIVATIONS
 
     def __init__(self, units: int, init: Initializer = initializers.kaiming, name: str = "") -> None:
         super().__init__(name)
@@ -186,16 +297,14 @@ class Affine(Layer):
             "b": Spec((self.units,), initializers.zeros),
         }
 
-    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        return affine_forward(x, self.params["W"], self.params["b"])
+    def _forward(self, x: Array, activation: str) -> tuple[Array, Cache]:
+        return _affine(x, self.params["W"], self.params["b"], activation)
 
-    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+    def _check_dout(self, dout: Array, cache: Cache) -> None:
         _check_affine_dout(dout, cache)
-        dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
-        return linear_input_grad(dout, cache) if input_grad else None, {"W": dw, "b": db}
 
 
-class Linear(Layer):
+class Linear(_Product):
     """``x W + b`` on the last axis of examples (..., D): `linear_forward` with parameters W (D, M) and b (M,).
 
     Parameters
@@ -208,8 +317,7 @@ class Linear(Layer):
         First values of W; b starts at zeros.
     """
 
-    torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
-    torch_transposed: ClassVar[frozenset[str]] = frozenset({"W"})
+    fuses: ClassVar[dict[type[Layer], str]] = ACTIVATIONS
 
     def __init__(
         self, units: int, *, bias: bool = True, init: Initializer = initializers.kaiming, name: str = ""
@@ -234,11 +342,8 @@ class Linear(Layer):
         specs = {"W": Spec((input_shape[-1], self.units), self.init, decay=True)}
         return specs | ({"b": Spec((self.units,), initializers.zeros)} if self.bias else {})
 
-    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        return linear_forward(x, self.params["W"], self.params.get("b"))
+    def _forward(self, x: Array, activation: str) -> tuple[Array, Cache]:
+        return _linear(x, self.params["W"], self.params.get("b"), activation)
 
-    def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
+    def _check_dout(self, dout: Array, cache: Cache) -> None:
         check_dout("linear_backward", dout, cache[1], (*cache[2][:-1], self.units))
-        dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
-        dx = linear_input_grad(dout, cache) if input_grad else None
-        return dx, {"W": dw} | ({} if db is None else {"b": db})

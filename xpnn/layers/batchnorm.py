@@ -6,6 +6,7 @@ from xpnn.arguments import check_flag, check_keys, check_number
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
+from xpnn.layers.activation import ReLU
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
 from xpnn.layers.precision import in_single_precision, narrowed, widened
 from xpnn.layers.rows import add_rows, images, pixels
@@ -286,6 +287,7 @@ class BatchNorm(Layer):
         The dict that `batchnorm_forward` is called with; it is also the layer's `state`.
     """
 
+    fuses: ClassVar[dict[type[Layer], str]] = {ReLU: "layers.batchnorm.normalize_relu"}
     state_names = RUNNING
     torch_names: ClassVar[dict[str, str]] = {
         "gamma": "weight",
@@ -337,11 +339,8 @@ class BatchNorm(Layer):
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         return self._forward(x, train, relu=False)
 
-    def forward_relu(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        """`forward` and a ReLU, for `backward` to differentiate: quicker than the two where a kernel does both.
-
-        What a half type rounds to 0 afterwards passes gradients, if it was positive.
-        """
+    def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
+        """`forward` and a ReLU. What a half type rounds to 0 afterwards passes gradients, if it was positive."""
         out, cache = self._forward(widened(x), train, relu=True)
         return narrowed(out, x.dtype), cache
 

@@ -66,6 +66,9 @@ class Layer:
     uses_rng: ClassVar[bool] = False
     takes_integers: ClassVar[bool] = False  # whether its input is indices, which a model does not cast
     is_single: ClassVar[bool] = False  # whether it computes halves in single precision: see `precision`
+    # The classes of layers that a `Sequential` has it compute, too, when they are behind it, each with the kernel that
+    # makes this quicker. Of a class itself: what a subclass computes may be another thing.
+    fuses: ClassVar[dict[type["Layer"], str]] = {}
     # The names that PyTorch's equal module has for params and state, which of them it holds transposed, and which
     # with an axis of one in front.
     torch_names: ClassVar[dict[str, str]] = {}
@@ -121,6 +124,10 @@ class Layer:
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         """Return the output for a batch, and what `backward` needs."""
         raise NotImplementedError(f"{type(self).__name__}: expected a method forward; the class has none")
+
+    def forward_through(self, x: Array, after: "Layer", train: bool = False) -> tuple[Array, Cache]:
+        """Return what `after`, of a class in `fuses`, makes of the output, and what `backward` needs for both."""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method forward_through; the class has none")
 
     def infer(self, x: Array) -> Array:
         """Return the output for a batch in test mode, and keep nothing."""

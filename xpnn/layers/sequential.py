@@ -1,17 +1,17 @@
 """Layers one after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 from xpnn.backend import Array, Shape, library_of
 from xpnn.kernels import fast_path
-from xpnn.layers.activation import ReLU
-from xpnn.layers.batchnorm import BatchNorm
+from xpnn.layers.affine import Activated, Affine, Linear
 from xpnn.layers.container import Container
 from xpnn.layers.layer import Cache, Layer
 
 DONE = "the layer before has done it"  # in place of a cache
+METHODS = {"forward", "infer", "backward"}
 
 
 class Sequential(Container):
@@ -45,56 +45,62 @@ class Sequential(Container):
                 return name, x
         return "", x
 
-    def _within_norms(self, x: Array) -> set[str]:
-        """The ReLUs that the batch norm before them computes, too, where there is a kernel for both."""
-        names = list(self.layers)
-        fast = fast_path("layers.batchnorm.normalize_relu", library_of(x))
+    def _pairs(self, x: Array) -> Iterator[tuple[Layer, Layer | None]]:
+        """The layers, each with the one behind it that it computes, too, or with None."""
+        layers: list[Any] = [*self.layers.values(), None]
         # A subclass with a backward of its own expects a cache of each layer.
-        if fast is None or not type(self).backward.__module__.startswith("xpnn."):
-            return set()
-        pairs = pairwise(names)
-        return {relu for norm, relu in pairs if _is(self.layers[norm], BatchNorm) and _is(self.layers[relu], ReLU)}
-
-    def _forwards(self, x: Array) -> Iterator[tuple[Layer, Callable[..., tuple[Array, Cache]] | None]]:
-        """Each layer with its forward; None for what the layer before has done."""
-        within = self._within_norms(x)
-        names = list(self.layers)
-        for name, after in zip(names, [*names[1:], ""], strict=True):
-            layer: Any = self.layers[name]
-            yield layer, None if name in within else layer.forward_relu if after in within else layer.forward
+        may, done, library = type(self).backward.__module__.startswith("xpnn."), False, library_of(x)
+        for layer, after in pairwise(layers):
+            if done:
+                done = False
+                continue
+            done = may and type(after) in layer.fuses and _are_fused(layer, after, library)
+            yield layer, after if done else None
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        caches = []
-        for _, forward in self._forwards(x):
-            cache = DONE
-            if forward is not None:
-                x, cache = forward(x, train)
-            caches.append(cache)
+        caches: list[Cache] = []
+        for layer, after in self._pairs(x):
+            if after is None:
+                x, cache = layer.forward(x, train)
+                caches.append(cache)
+            else:
+                x, cache = layer.forward_through(x, after, train)
+                caches += [cache, DONE]
         return x, caches
 
     def infer(self, x: Array) -> Array:
-        for layer, forward in self._forwards(x):
-            if forward is not None:
-                x = layer.infer(x) if forward == layer.forward else forward(x)[0]
+        for layer, after in self._pairs(x):
+            x = layer.infer(x) if after is None else layer.forward_through(x, after)[0]
         return x
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         grads: dict[str, Array] = {}
         dx: Array | None = dout
-        steps = list(zip(self.layers.items(), cache, strict=True))
+        caches = list(cache)
+        items: list[tuple[str, Any]] = [item for item, _ in zip(self.layers.items(), caches, strict=True)]
         # Without input_grad nothing below the first layer with parameters is needed, nor that layer's own dx.
-        learning = (i for i, ((_, layer), _) in enumerate(steps) if layer.has_params)
-        first = 0 if input_grad else next(learning, len(steps))
-        for i in reversed(range(first, len(steps))):
-            (key, layer), layer_cache = steps[i]
-            if layer_cache is DONE:
+        learning = (i for i, (_, layer) in enumerate(items) if layer.has_params)
+        first = 0 if input_grad else next(learning, len(items))
+        for i in reversed(range(first, len(items))):
+            key, layer = items[i]
+            if caches[i] is DONE:
                 continue
-            dx, layer_grads = layer.backward(dx, layer_cache, input_grad or i > first)
+            below = caches[i - 2] if i > first + 1 else None
+            if isinstance(below, Activated) and type(layer) in (Affine, Linear) and _is_untouched(layer):
+                dx, layer_grads, caches[i - 2] = layer.backward_through(dx, caches[i], below)
+            else:
+                dx, layer_grads = layer.backward(dx, caches[i], input_grad or i > first)
             for name, grad in layer_grads.items():
                 grads[f"{key}.{name}"] = grad
         return (dx if input_grad else None), grads
 
 
-def _is(layer: Layer, kind: type) -> bool:
-    """Whether a layer is of that very class, and no method was set on it."""
-    return type(layer) is kind and not {"forward", "infer", "backward"} & vars(layer).keys()
+def _are_fused(layer: Layer, after: Layer, library: str | None) -> bool:
+    """Whether a layer computes the one behind it, too: its very class says so, and the library has the kernel."""
+    kernel = vars(type(layer)).get("fuses", {}).get(type(after))
+    return kernel is not None and _is_untouched(layer) and _is_untouched(after) and bool(fast_path(kernel, library))
+
+
+def _is_untouched(layer: Layer) -> bool:
+    """Whether no method was set on a layer."""
+    return not METHODS & vars(layer).keys()

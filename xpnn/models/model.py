@@ -7,8 +7,9 @@ from typing import Any
 
 from xpnn import backend as backends
 from xpnn.arguments import check_number, check_whole
-from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_integer, is_real
+from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_integer, is_real, namespace
 from xpnn.errors import CheckpointError, SettingError
+from xpnn.kernels import fast_path
 from xpnn.layers import Layer, softmax_loss
 from xpnn.layers.precision import HALVES, narrowed, widened
 from xpnn.models import torch_weights
@@ -213,6 +214,9 @@ class Model:
                 w, dw = self._params[name], grads[name]
                 loss = loss + 0.5 * self.reg * xp.sum(w * w)
                 dw += self.reg * w
+        fast = fast_path("models.model.spoil", self.backend.name)
+        if fast is not None and scale is None:  # a scale may well have been too large for the gradients
+            loss = fast(loss, grads.flat)
         return loss, grads
 
     def _collect(self, by_path: Mapping[str, Array], working: Parameters, grads: Parameters) -> None:
@@ -388,6 +392,15 @@ class Model:
             self.rng_state = rng_state
             for path, (layer, key) in self._state_paths.items():
                 layer.state[key] = state[path]
+
+
+def spoil(loss: Array, grads: Array) -> Array:
+    """The definition of the loss, but no number where some gradient is none; a kernel may write that into the loss.
+
+    Where products rectify by themselves, a number that is none may not come as far as the loss.
+    """
+    xp = namespace(loss)
+    return xp.where(xp.all(xp.isfinite(grads)), loss, math.nan * loss)
 
 
 def best_labels(score: Callable[[Array], Any], X: Array, batch_size: int, backend: Backend) -> Array:

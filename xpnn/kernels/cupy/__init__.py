@@ -2,6 +2,7 @@
 
 from xpnn.kernels.cupy import (
     activation,
+    affine,
     batchnorm,
     convolution,
     dropout,
@@ -20,6 +21,7 @@ from xpnn.kernels.cupy import (
 
 __all__ = [
     "activation",
+    "affine",
     "batchnorm",
     "convolution",
     "dropout",

@@ -5,10 +5,20 @@ matrices, results in float32 of factors in half, and calls while a CUDA graph is
 
 cuBLASLt knows matrices by columns. One that lies in memory by rows is to it the transposed one, so it is asked for the
 transposed product, ``outᵀ = bᵀ aᵀ``. Its bias, a number for each row of outᵀ, is then one for each column of out.
+
+What a product does with its results before it writes them, its epilogue, is one of:
+
+- ``BIAS`` adds one; ``RELU_BIAS`` then applies the activation, and without ``_BIAS`` only that. ``RELU_AUX`` and
+  ``GELU_AUX`` leave in `aux` what the gradient needs: a bit for each positive number, or the input of GELU, which is
+  that by tanh.
+- ``DRELU_BGRAD`` and ``DGELU_BGRAD`` multiply by the activation's derivative, as they read in `aux`, and write the sums
+  of the rows of the result, which are the gradient of the bias there, into `bias`.
+- ``BGRADA`` writes the sum of the rows of b into `bias`.
 """
 
 import functools
 import importlib
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -33,7 +43,7 @@ class Plan(NamedTuple):
 
 
 _plans: dict[tuple, Plan | None] = {}
-_biases: dict[int, int] = {}  # where a description last had its own
+_pointers: dict[int, tuple[int, int]] = {}  # where a description last had its bias and aux
 
 
 @functools.cache
@@ -52,26 +62,27 @@ def _handle(lt: Any) -> int:
     return lt.create()
 
 
-def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "BIAS") -> bool:
+def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "", aux: Any = None) -> bool:
     """Do what `products.multiply` does, or return False: some products cuBLASLt has not.
 
-    With the epilogue ``"BGRADA"`` the sum of the rows of b is written into `bias`, in place of what is read there.
+    The epilogue, for one product without `add`, is ``"BIAS"`` where there is a bias and nothing else is asked for.
     """
-    if library() is None or not by_rows(out):
+    if library() is None or not by_rows(out) or (epilogue.startswith("D") and a.shape[2] == 1):  # as it has not these
         return False
     a, b = (x if by_rows(x) or by_rows(x.transpose(0, 2, 1)) else cupy.ascontiguousarray(x) for x in (a, b))
     bias = None if bias is None else cupy.ascontiguousarray(bias)
+    epilogue = epilogue or ("DEFAULT" if bias is None else "BIAS")
     pointers = b.data.ptr, a.data.ptr, out.data.ptr
     aligned = tuple(min(pointer & -pointer, ALIGNED) for pointer in pointers)
-    after = None if bias is None else epilogue
+    after = epilogue, None if aux is None else _aux_apart(aux)
     key = (a.shape, b.shape, a.strides, b.strides, out.strides, a.dtype.char, out.dtype.char, after, aligned)
     if key not in _plans:
-        _plans[key] = _plan(a, b, out, bias, aligned, epilogue)
+        _plans[key] = _plan(a, b, out, bias, aligned, epilogue, aux)
     plan = _plans[key]
     if plan is None:
         return False
-    if bias is not None and _biases[plan.description] != bias.data.ptr:
-        _describe_bias(plan.description, bias)
+    if _pointers[plan.description] != _pointers_of(bias, aux):
+        _describe_pointers(plan.description, bias, aux)
     memory = cupy.empty(plan.workspace, dtype="uint8") if plan.workspace else None  # of the pool, so of this stream
     zero, one = (x.ctypes.data for x in ZERO_AND_ONE[out.dtype.char].reshape(2, 1))
     first, second, result = plan.layouts
@@ -106,7 +117,22 @@ def by_rows(x: Any) -> bool:
     )
 
 
-def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogue: str) -> Plan | None:
+def aux_for(epilogue: str, out: Any) -> Any:
+    """Return memory for what an epilogue leaves of results (N, M), in N rows; None where it leaves nothing."""
+    if "_AUX" not in epilogue:
+        return None
+    n, m = out.shape
+    if "RELU" in epilogue:
+        return cupy.empty((n, 16 * math.ceil(m / 128)), dtype="uint8")  # of bits
+    return cupy.empty((n, 8 * math.ceil(m / 8)), dtype=out.dtype)
+
+
+def _aux_apart(aux: Any) -> int:
+    """From row to row, in bits or in numbers."""
+    return aux.shape[1] * (8 if aux.dtype.char == "B" else 1)
+
+
+def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogue: str, aux: Any) -> Plan | None:
     lt, types = library(), importlib.import_module("nvmath.bindings.cublas").ComputeType
     if a.dtype.char == "d":
         compute, scale = types.COMPUTE_64F, CUDA_TYPES["d"]
@@ -115,9 +141,12 @@ def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogu
         compute, scale = types.COMPUTE_32F_FAST_TF32 if tf32 else types.COMPUTE_32F, CUDA_TYPES["f"]
     description = lt.matmul_desc_create(compute, scale)
     _describe(description, TRANSA=not by_rows(b), TRANSB=not by_rows(a))
+    _describe(description, EPILOGUE=lt.Epilogue[epilogue])
     if bias is not None:
-        _describe(description, EPILOGUE=lt.Epilogue[epilogue], BIAS_BATCH_STRIDE=bias.shape[1] if len(bias) > 1 else 0)
-        _describe_bias(description, bias)
+        _describe(description, BIAS_BATCH_STRIDE=bias.shape[1] if len(bias) > 1 else 0)
+    if aux is not None:
+        _describe(description, EPILOGUE_AUX_LD=_aux_apart(aux))
+    _describe_pointers(description, bias, aux)
     layouts = _layout(b), _layout(a), _layout(out)
     preference = lt.matmul_preference_create()
     alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned, aligned[2]), strict=True)}
@@ -158,9 +187,15 @@ def _layout(x: Any) -> int:
     return layout
 
 
-def _describe_bias(description: int, bias: Any) -> None:
-    _describe(description, BIAS_POINTER=bias.data.ptr)
-    _biases[description] = bias.data.ptr
+def _pointers_of(bias: Any, aux: Any) -> tuple[int, int]:
+    return 0 if bias is None else bias.data.ptr, 0 if aux is None else aux.data.ptr
+
+
+def _describe_pointers(description: int, bias: Any, aux: Any) -> None:
+    _pointers[description] = _pointers_of(bias, aux)
+    for name, pointer in zip(("BIAS_POINTER", "EPILOGUE_AUX_POINTER"), _pointers[description], strict=True):
+        if pointer:
+            _describe(description, **{name: pointer})
 
 
 def _describe(description: int, **attributes: int) -> None:

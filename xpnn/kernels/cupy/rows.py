@@ -25,15 +25,15 @@ def add_rows(x: Any) -> Any:
     out = cupy.empty(d, dtype=x.dtype)
     chunks = min(math.ceil(n / (ROWS * _side(d))), CHUNKS)
     if chunks == 1:
-        _add(x, out, C_TYPES[char], C_TYPES[char])
+        add_into(x, out, C_TYPES[char], C_TYPES[char])
     else:
         sums = cupy.empty((chunks, d), dtype=accumulation(x))
-        _add(x, sums, C_TYPES[char], ACCUMULATION[char])
-        _add(sums, out, ACCUMULATION[char], C_TYPES[char])
+        add_into(x, sums, C_TYPES[char], ACCUMULATION[char])
+        add_into(sums, out, ACCUMULATION[char], C_TYPES[char])
     return out
 
 
-def _add(x: Any, sums: Any, of: str, to: str) -> None:
+def add_into(x: Any, sums: Any, of: str, to: str) -> None:
     """Write into sums (chunks, d) or (d,) those of the rows of x."""
     n, d = x.shape
     side = _side(d)

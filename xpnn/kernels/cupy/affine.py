@@ -1,0 +1,89 @@
+"""Affine layers with the activation behind them: a product where cuBLASLt has that, or else a product and a launch."""
+
+from typing import Any, NamedTuple
+
+import cupy
+
+from xpnn.kernels import kernel
+from xpnn.kernels.cupy import cublaslt
+from xpnn.kernels.cupy.blocks import in_chunks, of_one_type, over_rows, packed
+from xpnn.kernels.cupy.products import matmul
+from xpnn.kernels.cupy.rows import add_into
+from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, FLAGS, Source, accumulation, of_each_type
+
+# What cuBLASLt has; the first that it has for a product.
+FORWARD = {"relu": ("RELU_AUX", "RELU"), "gelu_tanh": ("GELU_AUX",)}
+BACKWARD = {"relu": "DRELU_BGRAD", "gelu_tanh": "DGELU_BGRAD"}
+
+AFFINE = Source(
+    "affine.cu",
+    of_each_type(
+        *(
+            f"{kernel}, {activation}>"
+            for kernel in ("add_and_activate<T, true", "add_and_activate<T, false", "grad<T, T", "grad<T, Acc")
+            for activation in ("relu", "gelu_none", "gelu_tanh")
+        )
+    ),
+)
+
+
+class Kept(NamedTuple):
+    """What the gradient of an activation is computed from, and what cuBLASLt has left for it."""
+
+    numbers: Any
+    aux: Any
+
+
+@kernel("layers.affine.activated", "cupy")
+def activated(rows: Any, w: Any, b: Any, activation: str) -> tuple[Any, Any]:
+    """By cuBLASLt one launch, and its ReLU makes 0 of what is no number, other than the definition's."""
+    rows, w, b = of_one_type(rows, w, b)
+    if 0 not in (*rows.shape, *w.shape):
+        out, bias = cupy.empty((len(rows), w.shape[1]), dtype=w.dtype), None if b is None else b[None]
+        for epilogue in FORWARD.get(activation, ()):
+            aux = cublaslt.aux_for(epilogue, out)
+            with_bias = epilogue if b is None else f"{epilogue}_BIAS"
+            if cublaslt.multiply(rows[None], w[None], out[None], bias, False, with_bias, aux):
+                numbers = out if activation == "relu" else aux[:, : w.shape[1]]
+                return out, numbers if aux is None else Kept(numbers, aux)
+    return _add_and_activate(matmul(rows, w), b, activation)
+
+
+def _add_and_activate(x: Any, b: Any, activation: str) -> tuple[Any, Any]:
+    out = x if activation == "relu" else cupy.empty_like(x)
+    if x.size:
+        n, d = x.shape
+        pack = packed(d, x, out)
+        grid, block = over_rows(n, d * x.itemsize // 16 if pack else d)
+        name = f"add_and_activate<{C_TYPES[x.dtype.char]}, {FLAGS[pack]}, {activation}>"
+        AFFINE.launch(name, grid, block, (n, d, b, x, out))
+    return out, x
+
+
+@kernel("layers.affine.activated_grad", "cupy")
+def activated_grad(dout: Any, kept: Any, activation: str) -> tuple[Any, Any]:
+    """One launch; where rows are many, one more for the sums of all chunks together."""
+    x = kept.numbers if isinstance(kept, Kept) else cupy.ascontiguousarray(kept)
+    dout, (n, d), char = cupy.ascontiguousarray(dout, dtype=x.dtype), x.shape, x.dtype.char
+    dx, db = cupy.empty_like(dout), cupy.empty(d, dtype=x.dtype)
+    if not dx.size:
+        return dx, cupy.zeros_like(db)
+    grid, block, rows = in_chunks(n, d)
+    chunked = grid[1] > 1
+    sums = cupy.empty((grid[1], d), dtype=accumulation(x)) if chunked else db
+    name = f"grad<{C_TYPES[char]}, {ACCUMULATION[char] if chunked else C_TYPES[char]}, {activation}>"
+    apart = x.strides[0] // x.itemsize if n > 1 else d
+    AFFINE.launch(name, grid, block, (dout, x, n, d, apart, rows, dx, sums))
+    if chunked:
+        add_into(sums, db, ACCUMULATION[char], C_TYPES[char])
+    return dx, db
+
+
+@kernel("layers.affine.activated_input_grad", "cupy")
+def activated_input_grad(douts: Any, w: Any, kept: Any, activation: str) -> tuple[Any, Any]:
+    """By cuBLASLt one launch, where it has left something for it in the forward pass."""
+    if isinstance(kept, Kept) and 0 not in douts.shape and douts.dtype == w.dtype == kept.numbers.dtype:
+        dx, db = cupy.empty(kept.numbers.shape, dtype=w.dtype), cupy.empty(len(w), dtype=w.dtype)
+        if cublaslt.multiply(douts[None], w.T[None], dx[None], db[None], False, BACKWARD[activation], kept.aux):
+            return dx, db
+    return activated_grad(matmul(douts, w.T), kept, activation)
