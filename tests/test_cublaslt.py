@@ -392,6 +392,94 @@ def test_a_kernel_of_ours_lets_what_is_no_number_pass(cupy, monkeypatch):
         np.testing.assert_allclose(out.get(), [[np.nan], [np.inf], [0.0], [0.0]], atol=1e-30)
 
 
+class DoubledAffine(Affine):
+    """Whose output is twice as much, which `affine_forward` does not know."""
+
+    def forward(self, x, train=False):
+        out, cache = super().forward(x, train)
+        return 2 * out, cache
+
+    def backward(self, dout, cache, input_grad=True):
+        return super().backward(2 * dout, cache, input_grad)
+
+
+class DoubledReLU(ReLU):
+    def forward(self, x, train=False):
+        out, cache = super().forward(x, train)
+        return 2 * out, cache
+
+    def backward(self, dout, cache, input_grad=True):
+        return super().backward(2 * dout, cache, input_grad)
+
+
+class OneByOne(Sequential):
+    def backward(self, dout, cache, input_grad=True):
+        grads = {}
+        for (name, layer), layer_cache in reversed(list(zip(self.layers.items(), cache, strict=True))):
+            dout, own = layer.backward(dout, layer_cache)
+            grads |= {f"{name}.{key}": grad for key, grad in own.items()}
+        return dout, grads
+
+
+@pytest.mark.parametrize(
+    ("net", "fused"),
+    [
+        (lambda: Sequential(DoubledAffine(8), ReLU(), DoubledAffine(5), ReLU(), Affine(3)), 0),
+        (lambda: Sequential(Affine(8), DoubledReLU(), Affine(5), DoubledReLU(), Affine(3)), 0),
+        (lambda: OneByOne(Affine(8), ReLU(), Affine(5), ReLU(), Affine(3)), 0),
+        (lambda: Sequential(Affine(8), ReLU(), DoubledAffine(5), ReLU(), Affine(3)), 1),
+    ],
+)
+def test_subclasses_are_heard(cupy, net, fused):
+    assert_as_on_numpy(net)
+    assert epilogues().count("RELU_AUX_BIAS") == 2 * fused  # in the forward pass, and in that for the scores
+
+
+@pytest.mark.parametrize("name", ["affine1", "relu1", "affine2", "relu2", "affine3"])
+@pytest.mark.parametrize("method", ["forward", "infer", "backward"])
+def test_a_method_set_on_a_layer_is_heard(cupy, name, method):
+    calls = []
+
+    def net():
+        made = Sequential(Affine(8), ReLU(), Affine(5), ReLU(), Affine(3))
+        real = getattr(made.layers[name], method)
+        setattr(made.layers[name], method, lambda *args, **options: calls.append(1) or real(*args, **options))
+        return made
+
+    assert_as_on_numpy(net)
+    assert len(calls) == {"forward": 4, "infer": 2, "backward": 2}[method]  # on both backends; for the scores, too
+
+
+def test_layers_may_be_exchanged_from_pass_to_pass(cupy):
+    net = Sequential(Affine(8), ReLU(), Affine(8), GELU(), Affine(3))
+    Model(net, (12,), backend="cupy", rng=0)
+    x, relu = cupy.asarray(normals(10, 12)), net.layers["relu1"]
+    for layer, expected in [
+        (relu, ["RELU_AUX_BIAS", "DEFAULT", "BIAS"]),
+        (GELU("tanh"), ["GELU_AUX_BIAS", "DEFAULT", "BIAS"]),
+        (Dropout(0.0), ["BIAS", "DEFAULT", "BIAS"]),
+    ]:
+        net.layers["relu1"] = layer
+        net.forward(x, train=True)
+        assert epilogues() == expected
+    net.layers["relu1"] = net.layers["gelu1"] = relu
+    out, cache = net.forward(x, train=True)
+    assert epilogues() == ["RELU_AUX_BIAS", "RELU_AUX_BIAS", "BIAS"]
+    net.backward(out, cache)
+    assert epilogues() == ["BGRADA", *["DRELU_BGRAD", "DEFAULT"] * 2, "DEFAULT"]
+
+
+def test_without_kernels_nothing_is_fused(cupy, monkeypatch):
+    monkeypatch.setenv("XPNN_FAST", "0")
+    kernels.fast_path.cache_clear()
+    net = Sequential(Affine(8), ReLU(), Affine(3))
+    Model(net, (12,), backend="cupy", rng=0)
+    launched()
+    out, cache = net.forward(cupy.asarray(normals(10, 12)), train=True)
+    net.backward(out, cache)
+    assert epilogues() == launched() == []
+
+
 def test_layers_of_a_shape_share_their_plans(cupy):
     """Each with a bias and memory for what its activation leaves of its own."""
     results = []

@@ -9,7 +9,7 @@ import stand_in
 from test_kernels import channels_last, definition, normals, ties
 from xpnn import Model, kernels, layers, losses, random
 from xpnn import backend as backends
-from xpnn.layers import Affine, BatchNorm, Conv, ReLU, Sequential
+from xpnn.layers import GELU, Affine, BatchNorm, Conv, Dropout, ReLU, Sequential
 from xpnn.layers.pooling import window_max
 from xpnn.windows import Window
 
@@ -107,6 +107,21 @@ def test_a_relu_behind_a_batchnorm_gives_numpys_gradients(cupy, kept, shape):
     for host, device in zip(*results, strict=True):
         assert device.dtype == host.dtype
         np.testing.assert_allclose(device, host, rtol=0, atol=64 * eps * np.abs(host).max())
+
+
+@pytest.mark.parametrize(("n", "sums"), [(100, []), (20_000, ["add_rows"])])
+def test_an_activation_behind_an_affine_layer_is_one_launch_each_way(cupy, n, sums):
+    """Beside the products, CuPy's own here: with the bias, and with its gradient."""
+    for activation in (ReLU, GELU, lambda: GELU("tanh")):
+        net = Sequential(Affine(24), activation(), Dropout(0.0), Affine(8), activation())
+        Model(net, (6,), backend="cupy", rng=0)
+        names = lambda: [launch.kernel.partition("<")[0] for launch in stand_in.launches]  # noqa: E731
+        stand_in.launches.clear()
+        out, cache = net.forward(cupy.asarray(normals(n, 6)), train=True)
+        assert names() == ["add_and_activate"] * 2
+        stand_in.launches.clear()
+        net.backward(out, cache)
+        assert names() == ["grad", *sums] * 2
 
 
 class Doubled(BatchNorm):
@@ -289,6 +304,15 @@ def test_batchnorm_computes_in_float32(cupy, half, d):
         ("input_gradient", dout, x, a, b, c, e),
     ]:
         assert_computed_in_float32(cupy, half, f"layers.batchnorm.{name}", *args)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_none", "gelu_tanh"])
+@pytest.mark.parametrize(("n", "d"), [(40, 3), (40, 24), (5000, 16)])
+def test_activations_with_a_bias_compute_in_float32(cupy, half, activation, n, d):
+    x, dout, bias = (normals(*shape).astype(half) for shape in ((n, d), (n, d), (d,)))
+    if n < 5000:  # and the product with ones on the diagonal is exact
+        assert_computed_in_float32(cupy, half, "layers.affine.activated", x, np.eye(d, dtype=half), bias, activation)
+    assert_computed_in_float32(cupy, half, "layers.affine.activated_grad", dout, x, activation)
 
 
 @pytest.mark.parametrize("d", [10, 1500])
