@@ -145,6 +145,29 @@ def bias_gradient() -> str:
     return f"for {', '.join(took)}" if took else "cuBLASLt has it for no type: a launch adds up the rows"
 
 
+@check("a ReLU or GELU and its gradient come with products by cuBLASLt")
+def activations() -> str:
+    import cupy
+
+    from xpnn.kernels.cupy import affine, cublaslt
+    from xpnn.layers import affine as definition
+
+    for activation, char in ((activation, char) for activation in affine.FORWARD for char in "feEd"):
+        rows, w, bias, douts, above = arrays(char, (100, 64), (64, 200), (200,), (100, 40), (200, 40))
+        w *= 0.125  # so that results are about 1, where a GELU bends
+        out, kept = affine.activated(rows, w, bias, activation)
+        near(out, definition.activated(*map(host, (rows, w, bias)), activation)[0], 64, char)
+        dx, db = affine.activated_input_grad(douts, above, kept, activation)
+        # Of what it has kept itself: a number near 0 may be rounded to either side.
+        numbers = host(kept.numbers if isinstance(kept, affine.Kept) else kept)
+        expected, sums = definition.activated_grad(host(douts) @ host(above).T, numbers, activation)
+        near(dx, expected, 40 + 130 * (activation != "relu"), char)  # roundings of a GELU's slope, where tanh is -1
+        near(db, sums, 100 * 40, char)
+    nan, _ = affine.activated(cupy.full((2, 64), float("nan"), dtype=w.dtype), w, bias, "relu")
+    refused = {f"{key[5]} {key[7][0]}" for key, plan in cublaslt._plans.items() if plan is None and "ELU" in key[7][0]}
+    return f"refused: {', '.join(sorted(refused)) or 'none'}; the ReLU of NaN is {float(nan[0, 0])}"
+
+
 @check("a product by cuBLASLt is captured, each with its own bias")
 def captured_product() -> None:
     from xpnn.kernels.cupy import products as cupys

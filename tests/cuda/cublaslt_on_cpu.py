@@ -202,11 +202,11 @@ def matmul_algo_get_heuristic(
     _require(wishes["REDUCTION_SCHEME_MASK"] == ReductionScheme.COMPUTE_TYPE, "sums would be rounded on the way")
     name = Epilogue(operation["EPILOGUE"]).name
     _require(name in ("DEFAULT", "RELU", "RELU_AUX", "GELU_AUX") or operation["BIAS_POINTER"] != 0, "no bias")
+    _require(k > 1 or "BGRAD" not in name, "gradients with k = 1")
     if name.endswith(("_AUX", "_AUX_BIAS", "ELU_BGRAD")):
         apart, multiple = operation["EPILOGUE_AUX_LD"], 128 if "RELU" in name else 8  # bits, or numbers
         _require(operation["EPILOGUE_AUX_POINTER"] % 16 == 0 != operation["EPILOGUE_AUX_POINTER"], "no aux")
         _require(apart % multiple == 0 and apart >= m and count == 1, f"aux {apart} apart")
-        _require(k > 1 or "BGRAD" not in name, "gradients with k = 1")
     _require(operation["EPILOGUE"] != Epilogue.BGRADA or not operation["TRANSA"], "sums of a transposed A")
     searches.append(operation_desc)
     aligned = [wishes[f"MIN_ALIGNMENT_{x}_BYTES"] for x in "ABCD"]

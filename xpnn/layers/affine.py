@@ -38,10 +38,10 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
 
     Source: UCLA ECE C147, homework 4.
     """
-    return _affine(x, w, b, "")
+    return _affine(x, w, b)
 
 
-def _affine(x: Array, w: Array, b: Array, activation: str) -> tuple[Array, Cache]:
+def _affine(x: Array, w: Array, b: Array, activation: str = "") -> tuple[Array, Cache]:
     """`affine_forward`, and an activation if asked for."""
     one_kind("affine", x=x, w=w, b=b)
     if x.ndim < 1 or w.ndim != 2 or b.shape != w.shape[1:] or math.prod(x.shape[1:]) != w.shape[0]:
@@ -49,16 +49,9 @@ def _affine(x: Array, w: Array, b: Array, activation: str) -> tuple[Array, Cache
             "affine: expected x (N, ...) of D numbers an example, w (D, M) and b (M,); "
             f"received x {tuple(x.shape)}, w {tuple(w.shape)} and b {tuple(b.shape)}"
         )
-    return _forward(_rows(x), w, b, x.shape, activation)
-
-
-def _forward(rows: Array, w: Array, b: Array | None, x_shape: Shape, activation: str) -> tuple[Array, Cache]:
-    """The output as rows, and the cache of `affine_forward` and `linear_forward`, which have the same gradients."""
-    cache = rows, w, x_shape, b is not None
-    if not activation:
-        return product(rows, w) if b is None else product_bias(rows, w, b), cache
-    out, kept = (fast_path("layers.affine.activated", library_of(rows)) or activated)(rows, w, b, activation)
-    return out, Activated(cache, activation, kept)
+    rows = _rows(x)
+    cache = rows, w, x.shape, True  # as of `linear_forward`, which has the same gradients
+    return _activated(cache, b, activation) if activation else (product_bias(rows, w, b), cache)
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -112,10 +105,10 @@ def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, C
     ValueError
         When the shapes do not fit.
     """
-    return _linear(x, w, b, "")
+    return _linear(x, w, b)
 
 
-def _linear(x: Array, w: Array, b: Array | None, activation: str) -> tuple[Array, Cache]:
+def _linear(x: Array, w: Array, b: Array | None, activation: str = "") -> tuple[Array, Cache]:
     """`linear_forward`, and an activation if asked for."""
     xp = one_kind("linear", x=x, w=w, **({} if b is None else {"b": b}))
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or (b is not None and b.shape != w.shape[1:]):
@@ -123,7 +116,12 @@ def _linear(x: Array, w: Array, b: Array | None, activation: str) -> tuple[Array
             "linear: expected x (..., D), w (D, M) and b (M,) or none; received "
             f"x {tuple(x.shape)}, w {tuple(w.shape)} and b {None if b is None else tuple(b.shape)}"
         )
-    out, cache = _forward(_last_axis_rows(x), w, b, x.shape, activation)
+    rows = _last_axis_rows(x)
+    cache: Cache = rows, w, x.shape, b is not None
+    if activation:
+        out, cache = _activated(cache, b, activation)
+    else:
+        out = product(rows, w) if b is None else product_bias(rows, w, b)
     return xp.reshape(out, (*x.shape[:-1], w.shape[1])), cache
 
 
@@ -143,9 +141,13 @@ def linear_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | No
     dw : array (D, M)
     db : array (M,), or None where there is no bias
     """
+    _check_linear_dout(dout, cache)
+    return linear_input_grad(dout, cache), *linear_param_grads(dout, cache)
+
+
+def _check_linear_dout(dout: Array, cache: Cache) -> None:
     _, w, x_shape, _ = cache
     check_dout("linear_backward", dout, w, (*x_shape[:-1], w.shape[1]))
-    return linear_input_grad(dout, cache), *linear_param_grads(dout, cache)
 
 
 def linear_input_grad(dout: Array, cache: Cache) -> Array:
@@ -191,6 +193,12 @@ class Activated(NamedTuple):
         return (fast or activated_grad)(douts, self.kept, self.activation)
 
 
+def _activated(cache: Cache, b: Array | None, activation: str) -> tuple[Array, Activated]:
+    rows, w, _, _ = cache
+    out, kept = (fast_path("layers.affine.activated", library_of(rows)) or activated)(rows, w, b, activation)
+    return out, Activated(cache, activation, kept)
+
+
 def activated(rows: Array, w: Array, b: Array | None, activation: str) -> tuple[Array, Cache]:
     """The definition of an affine function with a ``"relu"``, ``"gelu_none"`` or ``"gelu_tanh"`` behind it.
 
@@ -221,50 +229,48 @@ def activated_input_grad(douts: Array, w: Array, kept: Cache, activation: str) -
 ACTIVATIONS: dict[type[Layer], str] = dict.fromkeys((ReLU, GELU), "layers.affine.activated")
 
 
+def _name_of(activation: Any) -> str:
+    return "relu" if type(activation) is ReLU else f"gelu_{activation.approximate}"
+
+
 class _Product(Layer):
     """What `Affine` and `Linear` have in common."""
 
     torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
     torch_transposed: ClassVar[frozenset[str]] = frozenset({"W"})
 
-    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        return self._forward(x, "")
-
-    def forward_through(self, x: Array, after: Any, train: bool = False) -> tuple[Array, Cache]:
-        return self._forward(x, "relu" if type(after) is ReLU else f"gelu_{after.approximate}")
-
-    def _forward(self, x: Array, activation: str) -> tuple[Array, Cache]:
-        raise NotImplementedError
-
-    def _check_dout(self, dout: Array, cache: Cache) -> None:
+    @staticmethod
+    def _check_dout(dout: Array, cache: Cache) -> None:
         raise NotImplementedError
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        dout, cache, grads = self._param_grads(dout, cache)
-        return (linear_input_grad(dout, cache) if input_grad else None), grads
+        if isinstance(cache, Activated):
+            dx, grads, _ = self.backward_through(dout, cache, None, input_grad)
+            return dx, grads
+        self._check_dout(dout, cache)
+        dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
+        dx = linear_input_grad(dout, cache) if input_grad else None
+        return dx, {"W": dw} if db is None else {"W": dw, "b": db}
 
     def backward_through(
-        self, dout: Array, cache: Cache, below: Activated
-    ) -> tuple[Array, dict[str, Array], Activated]:
+        self, dout: Array, cache: Cache, below: Activated | None, input_grad: bool = True
+    ) -> tuple[Array | None, dict[str, Array], Activated | None]:
         """`backward`, and through the activation that the layer below has computed; also its cache after that."""
-        dout, cache, grads = self._param_grads(dout, cache)
-        rows, w, x_shape, _ = cache
-        if len(rows) != len(below.own[0]):  # between them the rows were flattened
-            return linear_input_grad(dout, cache), grads, below
-        fast = fast_path("layers.affine.activated_input_grad", library_of(dout))
-        dx, db = (fast or activated_input_grad)(_last_axis_rows(dout), w, below.kept, below.activation)
-        return namespace(dx).reshape(dx, x_shape), grads, Activated(below.own, "", db)
-
-    def _param_grads(self, dout: Array, cache: Cache) -> tuple[Array, Cache, dict[str, Array]]:
-        """Return the gradient and the cache without an activation, and the gradients of the parameters."""
         own = cache.own if isinstance(cache, Activated) else cache
         self._check_dout(dout, own)
+        rows, w, x_shape, has_bias = own
         if own is cache:
-            dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
+            douts = _last_axis_rows(dout)
+            dw, db = linear_param_grads(dout, own, self.grads.get("W"))
         else:
-            dout, db = cache.gradient(_last_axis_rows(dout))
-            dw = product(own[0].T, dout, self.grads.get("W"))
-        return dout, own, {"W": dw, "b": db} if own[3] else {"W": dw}
+            douts, db = cache.gradient(_last_axis_rows(dout))
+            dw = product(rows.T, douts, self.grads.get("W"))
+        grads = {"W": dw, "b": db} if has_bias else {"W": dw}
+        if below is None or len(rows) != len(below.own[0]):  # as where between them rows were flattened
+            return (linear_input_grad(douts, own) if input_grad else None), grads, below
+        fast = fast_path("layers.affine.activated_input_grad", library_of(dout))
+        dx, db = (fast or activated_input_grad)(douts, w, below.kept, below.activation)
+        return namespace(dx).reshape(dx, x_shape), grads, Activated(below.own, "", db)
 
 
 class Affine(_Product):
@@ -297,11 +303,13 @@ class Affine(_Product):
             "b": Spec((self.units,), initializers.zeros),
         }
 
-    def _forward(self, x: Array, activation: str) -> tuple[Array, Cache]:
-        return _affine(x, self.params["W"], self.params["b"], activation)
+    _check_dout = staticmethod(_check_affine_dout)
 
-    def _check_dout(self, dout: Array, cache: Cache) -> None:
-        _check_affine_dout(dout, cache)
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return _affine(x, self.params["W"], self.params["b"])
+
+    def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
+        return _affine(x, self.params["W"], self.params["b"], _name_of(after))
 
 
 class Linear(_Product):
@@ -342,8 +350,10 @@ class Linear(_Product):
         specs = {"W": Spec((input_shape[-1], self.units), self.init, decay=True)}
         return specs | ({"b": Spec((self.units,), initializers.zeros)} if self.bias else {})
 
-    def _forward(self, x: Array, activation: str) -> tuple[Array, Cache]:
-        return _linear(x, self.params["W"], self.params.get("b"), activation)
+    _check_dout = staticmethod(_check_linear_dout)
 
-    def _check_dout(self, dout: Array, cache: Cache) -> None:
-        check_dout("linear_backward", dout, cache[1], (*cache[2][:-1], self.units))
+    def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return _linear(x, self.params["W"], self.params.get("b"))
+
+    def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
+        return _linear(x, self.params["W"], self.params.get("b"), _name_of(after))

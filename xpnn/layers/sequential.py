@@ -54,7 +54,8 @@ class Sequential(Container):
             if done:
                 done = False
                 continue
-            done = may and type(after) in layer.fuses and _are_fused(layer, after, library)
+            kernel = may and layer.fuses and layer.fuses.get(type(after))
+            done = bool(kernel and fast_path(kernel, library)) and _are_plain(layer, after)
             yield layer, after if done else None
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
@@ -77,16 +78,16 @@ class Sequential(Container):
         grads: dict[str, Array] = {}
         dx: Array | None = dout
         caches = list(cache)
-        items: list[tuple[str, Any]] = [item for item, _ in zip(self.layers.items(), caches, strict=True)]
+        steps: list[Any] = list(zip(self.layers.items(), caches, strict=True))
         # Without input_grad nothing below the first layer with parameters is needed, nor that layer's own dx.
-        learning = (i for i, (_, layer) in enumerate(items) if layer.has_params)
-        first = 0 if input_grad else next(learning, len(items))
-        for i in reversed(range(first, len(items))):
-            key, layer = items[i]
+        learning = (i for i, ((_, layer), _) in enumerate(steps) if layer.has_params)
+        first = 0 if input_grad else next(learning, len(steps))
+        for i in reversed(range(first, len(steps))):
+            (key, layer), _ = steps[i]
             if caches[i] is DONE:
                 continue
-            below = caches[i - 2] if i > first + 1 else None
-            if isinstance(below, Activated) and type(layer) in (Affine, Linear) and _is_untouched(layer):
+            below = caches[i - 2] if i > first + 1 and caches[i - 1] is DONE else None
+            if isinstance(below, Activated) and type(layer) in (Affine, Linear) and _are_plain(layer):
                 dx, layer_grads, caches[i - 2] = layer.backward_through(dx, caches[i], below)
             else:
                 dx, layer_grads = layer.backward(dx, caches[i], input_grad or i > first)
@@ -95,12 +96,6 @@ class Sequential(Container):
         return (dx if input_grad else None), grads
 
 
-def _are_fused(layer: Layer, after: Layer, library: str | None) -> bool:
-    """Whether a layer computes the one behind it, too: its very class says so, and the library has the kernel."""
-    kernel = vars(type(layer)).get("fuses", {}).get(type(after))
-    return kernel is not None and _is_untouched(layer) and _is_untouched(after) and bool(fast_path(kernel, library))
-
-
-def _is_untouched(layer: Layer) -> bool:
-    """Whether no method was set on a layer."""
-    return not METHODS & vars(layer).keys()
+def _are_plain(*layers: Layer) -> bool:
+    """Whether no method was set on layers, and the first is of the very class that says what it fuses."""
+    return "fuses" in vars(type(layers[0])) and not any(METHODS & vars(layer).keys() for layer in layers)

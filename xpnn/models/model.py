@@ -215,7 +215,9 @@ class Model:
                 loss = loss + 0.5 * self.reg * xp.sum(w * w)
                 dw += self.reg * w
         fast = fast_path("models.model.spoil", self.backend.name)
-        if fast is not None and scale is None:  # a scale may well have been too large for the gradients
+        if (
+            fast is not None and scale is None and is_array(loss)
+        ):  # a scale may well have been too large for the gradients
             loss = fast(loss, grads.flat)
         return loss, grads
 

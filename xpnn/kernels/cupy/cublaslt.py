@@ -67,7 +67,9 @@ def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "",
 
     The epilogue, for one product without `add`, is ``"BIAS"`` where there is a bias and nothing else is asked for.
     """
-    if library() is None or not by_rows(out) or (epilogue.startswith("D") and a.shape[2] == 1):  # as it has not these
+    if library() is None or not by_rows(out):
+        return False
+    if "BGRAD" in epilogue and a.shape[2] == 1:  # gradients of one row or unit, which not every version has
         return False
     a, b = (x if by_rows(x) or by_rows(x.transpose(0, 2, 1)) else cupy.ascontiguousarray(x) for x in (a, b))
     bias = None if bias is None else cupy.ascontiguousarray(bias)
