@@ -86,6 +86,7 @@ class Sequential(Container):
             (key, layer), _ = steps[i]
             if caches[i] is DONE:
                 continue
+            # The gradient of an activation below may come with the product that gives its output's.
             below = caches[i - 2] if i > first + 1 and caches[i - 1] is DONE else None
             if isinstance(below, Activated) and type(layer) in (Affine, Linear) and _are_plain(layer):
                 dx, layer_grads, caches[i - 2] = layer.backward_through(dx, caches[i], below)
