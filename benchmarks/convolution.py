@@ -99,7 +99,7 @@ def main() -> None:
             output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             runs[shape, variant].append(json.loads(output.stdout))
 
-    from machine import describe  # it imports xpnn, which other variants are not to
+    from machine import describe
 
     rows = []
     for (shape, variant), results in runs.items():

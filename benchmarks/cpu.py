@@ -62,7 +62,7 @@ def measure(variant: str, work: str) -> dict[str, list[float] | float] | None:
     from xpnn.threads import steady
 
     times: list[float] = []
-    with steady(), kept():  # as the Solver trains
+    with steady(), kept():  # as the Solver trains; freed memory is kept for the peers, too
         began = time.perf_counter()
         while len(times) < 10 or (len(times) < 120 and time.perf_counter() - began < SECONDS):
             start = time.perf_counter()
@@ -78,7 +78,7 @@ def run(variant: str, work: str, environment: dict[str, str]) -> dict | None:
             return None
         start = time.perf_counter()
         subprocess.run([sys.executable, *STARTS[work][variant]], env=environment, capture_output=True, check=True)
-        return {"ms": [1e3 * (time.perf_counter() - start)], "peak_mb": 0.0}
+        return {"ms": [1e3 * (time.perf_counter() - start)], "peak_mb": None}
     command = [sys.executable, __file__, "--one", variant, work]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -107,7 +107,7 @@ def main() -> None:
             if (result := run(variant, work, environment)) is not None:
                 results.append(result)
 
-    from machine import describe  # it imports xpnn, which other variants are not to
+    from machine import describe
 
     machine = describe(args.threads)
     rows = []
@@ -124,7 +124,7 @@ def main() -> None:
                     "min_ms": fastest_first[0],
                     "p90_ms": fastest_first[int(0.9 * (len(fastest_first) - 1))],
                     "runs": len(results),
-                    "peak_mb": max(result["peak_mb"] for result in results),
+                    "peak_mb": None if work in STARTS else max(result["peak_mb"] for result in results),
                 }
             )
     if args.works == WORKS and args.variants == list(TRAINING):
@@ -137,7 +137,8 @@ def main() -> None:
     for row in rows:
         peers = [r["median_ms"] for r in rows if r["work"] == row["work"] and r["variant"] in FRAMEWORKS]
         ratio = f"{row['median_ms'] / min(peers):7.2f}" if peers else f"{'':7s}"
-        numbers = f"{row['median_ms']:9.2f}{row['p90_ms']:9.2f}{ratio}{row['peak_mb']:9.0f}"
+        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+        numbers = f"{row['median_ms']:9.2f}{row['p90_ms']:9.2f}{ratio}{peak:>9s}"
         print(f"{row['work']:36s}{row['variant']:16s}{numbers}")
 
 

@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_info
 
 from xpnn import Airbench, FullyConnectedNet, Model, Solver, ThreeLayerConvNet
 from xpnn.data.images import picked
+from xpnn.kernels.numpy.workspace import forget
 from xpnn.training import Callback
 from xpnn.training.report import ProgressBar
 
@@ -122,6 +123,7 @@ def memory(model: Model, count: int, batch: int) -> tuple[float, float]:
     """Megabytes: the most that was allocated at a time, and what must be there."""
     shapes = [layer.output_shape(shape) for layer, shape in model.net.walk(model.input_shape)]
     numbers = 4 * model.params.size + batch * sum(int(np.prod(shape)) for shape in shapes)
+    forget()  # what kernels have kept of other nets' trainings
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     X, y = np.zeros((count, *model.input_shape), np.uint8), np.zeros(count, np.int64)

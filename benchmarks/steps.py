@@ -210,6 +210,8 @@ def torch_scores(net: str, count: int) -> Step:
     import torch as t
 
     model, X = torch_net(net).eval(), t.from_numpy(images(net)[0])
+    if net not in FULLY_CONNECTED:
+        model, X = model.to(memory_format=t.channels_last), X.to(memory_format=t.channels_last)
 
     def scores() -> object:
         with t.inference_mode():

@@ -1,5 +1,9 @@
 """Freed memory is kept while a net trains, where the C library can be told so."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from xpnn import memory
@@ -37,6 +41,23 @@ def test_a_c_library_that_cannot_be_told_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory, "_mallopt", lambda: None)
     with memory.kept():
         assert memory._depth == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_process_forked_while_a_thread_holds_the_lock_may_keep_memory():
+    code = """
+import os, signal, warnings
+warnings.simplefilter("ignore")
+from xpnn import memory
+with memory._lock:
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        with memory.kept():
+            os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_glibc_takes_the_settings():

@@ -48,6 +48,16 @@ def kept() -> Iterator[None]:
                 mallopt(TRIM_THRESHOLD, USUAL)
 
 
+def _begin_anew() -> None:
+    """In a forked process: a thread that has stayed behind may hold the lock. Where one keeps memory, this one does."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 @cache
 def _mallopt() -> Any:
     own = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()

@@ -58,6 +58,12 @@ def test_a_method_set_on_a_layer_is_called(kind, name, method):
     assert calls
 
 
+def test_a_backward_that_is_set_on_the_container_may_go_through_the_layers_itself(kind):
+    net = model(kind)
+    net.net.backward = OwnBackward.backward.__get__(net.net)
+    assert_same_loss(kind, net.loss(*batch(kind)), model(kind).loss(*batch(kind)))
+
+
 def test_what_passed_does_not_depend_on_later_parameters(kind):
     gradients = []
     for later in (None, -5.0):

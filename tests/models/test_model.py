@@ -10,7 +10,7 @@ from oracles import EPS, normals
 from xpnn import backend as backends
 from xpnn.backend import namespace
 from xpnn.errors import BackendUnavailable, CheckpointError, SettingError
-from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential, Spec, Standardize
+from xpnn.layers import Affine, BatchNorm, Dropout, Layer, Linear, ReLU, Sequential, Spec, Standardize
 from xpnn.layers.initializers import constant, normal
 from xpnn.losses import softmax_loss, svm_loss
 from xpnn.models import Airbench, FullyConnectedNet, Model, ResNet, ThreeLayerConvNet, VisionTransformer
@@ -585,6 +585,41 @@ def test_the_gradients_of_matrices_are_written_straight_into_the_buffer(kind):
     assert returned["affine1.W"] is buffer["W1"]
     assert returned["affine2.W"] is buffer["W2"]
     assert all(not layer.grads for layer in model.net.layers.values())  # lent for the one pass
+
+
+class Twice(Sequential):
+    """Goes through its one layer a second time, and adds up the gradients."""
+
+    def forward(self, x, train=False):
+        (layer,) = self.layers.values()
+        out, first = layer.forward(x, train)
+        out, second = layer.forward(out, train)
+        return out, (first, second)
+
+    def backward(self, dout, cache, input_grad=True):
+        ((key, layer),) = self.layers.items()
+        dout, of_second = layer.backward(dout, cache[1])
+        dout, of_first = layer.backward(dout, cache[0])
+        return dout, {f"{key}.{name}": grad + of_second[name] for name, grad in of_first.items()}
+
+
+@pytest.mark.parametrize("layer", [Affine, Linear])
+def test_a_container_may_run_a_layer_twice_and_add_up_its_gradients(kind, layer):
+    x, w, b = normals((6, 4), 1), normals((4, 4), 2), normals(4, 3)
+    model = Model(Sequential(Twice(layer(4))), (4,), dtype="float64", backend=kind.backend, rng=0)
+    names = list(model.params)
+    for name, value in zip(names, (w, b), strict=True):
+        model.params[name][...] = kind(value)
+    _, grads = model.loss(kind(x), kind(Y, "int64"))
+    hidden = x @ w + b
+    scores = hidden @ w + b
+    dout = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    dout[np.arange(6), Y] -= 1
+    dout /= 6
+    for name, expected in zip(
+        names, (hidden.T @ dout + x.T @ (dout @ w.T), dout.sum(0) + (dout @ w.T).sum(0)), strict=True
+    ):
+        np.testing.assert_allclose(kind.to_numpy(grads[name]), expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ class _Product(Layer):
             dx, grads, _ = self.backward_through(dout, cache, None, input_grad)
             return dx, grads
         self._check_dout(dout, cache)
-        dw, db = linear_param_grads(dout, cache, self.grads.get("W"))
+        dw, db = linear_param_grads(dout, cache, self.grads.pop("W", None))
         dx = linear_input_grad(dout, cache) if input_grad else None
         return dx, {"W": dw} if db is None else {"W": dw, "b": db}
 
@@ -261,10 +261,10 @@ class _Product(Layer):
         rows, w, x_shape, has_bias = own
         if own is cache:
             douts = _last_axis_rows(dout)
-            dw, db = linear_param_grads(dout, own, self.grads.get("W"))
+            dw, db = linear_param_grads(dout, own, self.grads.pop("W", None))
         else:
             douts, db = cache.gradient(_last_axis_rows(dout))
-            dw = product(rows.T, douts, self.grads.get("W"))
+            dw = product(rows.T, douts, self.grads.pop("W", None))
         grads = {"W": dw, "b": db} if has_bias else {"W": dw}
         if below is None or len(rows) != len(below.own[0]):  # as where between them rows were flattened
             return (linear_input_grad(douts, own) if input_grad else None), grads, below

@@ -56,7 +56,8 @@ class Layer:
     params : dict of str to array
         Learned: views into the model's flat buffer.
     grads : dict of str to array
-        Where `backward` may write gradients, instead of into new arrays: views into a buffer, during a model's step.
+        Where `backward` may write gradients, instead of into new arrays: views into a buffer, during a model's step. It
+        takes out what it writes to, since a container may run a layer several times and add up.
     state : dict
         Not learned, but saved: the arrays that `state_specs` names, such as running statistics.
     rng : Generator or None

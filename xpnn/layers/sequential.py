@@ -48,8 +48,9 @@ class Sequential(Container):
     def _pairs(self, x: Array) -> Iterator[tuple[Layer, Layer | None]]:
         """The layers, each with the one behind it that it computes, too, or with None."""
         layers: list[Any] = [*self.layers.values(), None]
-        # A subclass with a backward of its own expects a cache of each layer.
-        may, done, library = type(self).backward.__module__.startswith("xpnn."), False, library_of(x)
+        # A backward of a user's own expects a cache of each layer.
+        may = type(self).backward.__module__.startswith("xpnn.") and not METHODS & vars(self).keys()
+        done, library = False, library_of(x)
         for layer, after in pairwise(layers):
             if done:
                 done = False

@@ -214,10 +214,9 @@ class Model:
                 w, dw = self._params[name], grads[name]
                 loss = loss + 0.5 * self.reg * xp.sum(w * w)
                 dw += self.reg * w
-        fast = fast_path("models.model.spoil", self.backend.name)
-        if (
-            fast is not None and scale is None and is_array(loss)
-        ):  # a scale may well have been too large for the gradients
+        # With a scale, which may well have been too large, gradients are looked at before the step.
+        fast = fast_path("models.model.spoil", self.backend.name) if scale is None else None
+        if fast is not None and is_array(loss):
             loss = fast(loss, grads.flat)
         return loss, grads
 

@@ -38,9 +38,9 @@ def split(part: slice, length: int) -> Iterator[slice]:
 
 
 def evenly(part: slice, length: int) -> Iterator[slice]:
-    """Yield the part in slices of about that length or of one, none longer than the first, which makes room for all."""
+    """Yield the part in slices of at most that length, or of one; none is longer than the first, which makes room."""
     n = part.stop - part.start
-    count = max(min(round(n / max(length, 1)), n), 1)
+    count = max(min(-(-n // max(length, 1)), n), 1)
     for i in range(count if n else 0):
         yield slice(part.start - (-n * i // count), part.start - (-n * (i + 1) // count))
 

@@ -32,7 +32,9 @@ from xpnn.windows import Pair, Window
 
 STRIPS = 2 * 2**20  # bytes, for each thread
 SUMS = 2**20  # bytes, of products that are yet to be added up
-SMALL = 8 * 10**5  # multiplications: up to 10^6, OpenBLAS multiplies matrices as they lie, without packing them first
+SMALL = (
+    10**6
+)  # multiplications: up to so many, OpenBLAS with AVX-512 takes matrices as they lie, and does not pack them
 ROWS = 96  # that a small product has at least: with fewer, more calls cost more than that saves
 FEW_IMAGES = 2  # of scores as they are asked for one by one
 ONE_PIXEL = Window((1, 1))
@@ -90,15 +92,17 @@ def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, group
         if window == ONE_PIXEL and groups == 1:
             return np.matmul(_rows(x[images]).T, _rows(dout[images]))[np.newaxis]
         dw = np.zeros((groups, kh * kw * c, f // groups), dtype=np.result_type(dout, x))
-        total = workspace("total", dw.shape, dw.dtype)
         for chunk, windows in _chunks(x, images, window, groups, f):
             by_image = dout[chunk].reshape(-1, groups, f // groups, height, width)
             by_row = workspace("douts", (groups, height, windows.shape[2], f // groups), dout.dtype)
             by_row.reshape(groups, height, -1, width, f // groups)[...] = by_image.transpose(1, 3, 0, 4, 2)
-            for rows in split(slice(0, height), SUMS // max(dw.nbytes, 1)):
-                products = workspace("products", (groups, rows.stop - rows.start, *dw.shape[1:]), dw.dtype)
-                np.matmul(windows[:, rows].swapaxes(2, 3), by_row[:, rows], out=products)
-                dw += np.add.reduce(products, axis=1, out=total) if products.shape[1] > 1 else products[:, 0]
+            for part in split(slice(0, height), SUMS // max(dw.nbytes, 1)):
+                products = workspace("products", (groups, part.stop - part.start, *dw.shape[1:]), dw.dtype)
+                np.matmul(windows[:, part].swapaxes(2, 3), by_row[:, part], out=products)
+                if products.shape[1] == 1:
+                    dw += products[:, 0]
+                else:
+                    dw += np.add.reduce(products, axis=1, out=workspace("sum", dw.shape, dw.dtype))
         return dw
 
     dw, *others = share(sums, len(x), _least((f, c, kh, kw), height * width))
