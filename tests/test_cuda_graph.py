@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import gc
+import importlib
 import pickle
 import weakref
 
@@ -92,18 +93,29 @@ def test_numbers_that_vary_are_those_of_their_call(cupy, type_):
         assert first.dtype == pair.dtype == type_
 
 
-def test_many_numbers_vary(cupy):
-    counted = iter(range(100))
-    recorded = recorder()(lambda: [varying(lambda: next(counted), dtype="int64") + 0 for _ in range(19)])
-    assert [int(x) for x in recorded()] == list(range(19))
+@pytest.mark.parametrize(("n", "kernel"), [(1, "put<32>"), (32, "put<32>"), (33, "put<480>"), (480, "put<480>")])
+def test_all_numbers_that_vary_come_with_one_launch(cupy, n, kernel):
+    counted = iter(range(2 * n))
+    recorded = recorder()(lambda: [varying(lambda: next(counted), dtype="int64") + 0 for _ in range(n)])
+    assert [int(x) for x in recorded()] == list(range(n))
     stand_in.launches.clear()
-    recorded()
-    assert [launch.kernel for launch in stand_in.launches] == 3 * ["put"] + ["graph"]
+    assert [int(x) for x in recorded()] == list(range(n, 2 * n))
+    assert [launch.kernel for launch in stand_in.launches] == [kernel, "graph"]
+
+
+def test_a_struct_of_another_size_is_refused(cupy):
+    """The driver would read as many bytes as the kernel's has."""
+    numbers, places = np.arange(32, dtype="uint64"), cupy.zeros(32, "uint64")
+    graph = importlib.import_module("xpnn.kernels.cupy.graph")
+    graph.GRAPH.launch("put<32>", (1,), (3,), (places, numbers.view([("numbers", "uint64", 32)])))
+    assert places.get().tolist() == [0, 1, 2] + 29 * [0]
+    with pytest.raises(KernelError, match="expected argument 1 as struct2048; received struct2304"):
+        graph.GRAPH.launch("put<32>", (1,), (3,), (places, np.zeros(36, "uint64").view([("numbers", "uint64", 36)])))
 
 
 def test_there_are_so_many_places(cupy):
-    with pytest.raises(RuntimeError, match="512 places"):
-        recorder()(lambda: [varying(lambda: 1) for _ in range(513)])
+    with pytest.raises(RuntimeError, match="480 places"):
+        recorder()(lambda: [varying(lambda: 1) for _ in range(481)])
     assert varying(lambda: 1) == 1  # nothing is being recorded any more
 
 
@@ -265,7 +277,7 @@ def watched(solver):
 
 def test_a_replayed_step_is_a_few_launches(cupy):
     launched, _ = watched(Solver(dense(), make_data(), batch_size=10, num_epochs=1, graph=True, verbose=False))
-    assert launched[-3:] == 3 * [["put", "graph"]]
+    assert launched[-3:] == 3 * [["put<32>", "graph"]]
     assert len(launched[0]) > 10
 
 

@@ -172,7 +172,10 @@ def output(args):
 
 # For every registered function: calls that its kernel has to answer as the definition does.
 CALLS = {
-    "recording.record": [(lambda: varying(lambda: np.float32(3)),)],
+    "recording.record": [
+        (lambda: varying(lambda: np.float32(3)),),
+        (lambda: tuple(varying(lambda i=i: np.float32(i)) for i in range(40)),),
+    ],
     "recording.obstacle": [],  # the answer is a device's own
     "random.philox": [
         (0, 0, 0, 0),

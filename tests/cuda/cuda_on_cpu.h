@@ -115,6 +115,8 @@ std::string name_of() {
         return "float" + size;
     } else if constexpr (std::is_integral_v<Plain>) {
         return (std::is_signed_v<Plain> ? "int" : "uint") + size;
+    } else if constexpr (std::is_class_v<Plain>) {
+        return "struct" + size;
     } else {
         return "unknown";
     }

@@ -414,6 +414,9 @@ def _argument(kernel: str, i: int, x, expected: str) -> np.ndarray:
         value = np.uint64(x.ctypes.data)
     elif x is None:
         received, fits, value = "None", expected.endswith("*"), np.uint64(0)
+    elif isinstance(x, np.ndarray) and x.size == 1 and x.dtype.names:
+        received, value = f"struct{8 * x.dtype.itemsize}", x.copy()
+        fits = expected == received
     elif isinstance(x, (bool, np.ndarray)) or not isinstance(x, (int, float, np.generic)):
         raise TypeError(f"{kernel}: argument {i}: CuPy passes no {type(x)}")
     else:

@@ -2,8 +2,14 @@
 
 #include "common.cuh"
 
-// The numbers that differ from replay to replay, as bits: so many of them, from where `places` points.
-__global__ void put(u64* places, i64 n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f, u64 g, u64 h) {
-    const u64 numbers[] = {a, b, c, d, e, f, g, h};
-    if (threadIdx.x < n) places[threadIdx.x] = numbers[threadIdx.x];
+// An argument by value: the launch itself brings the numbers to the device.
+template <int N>
+struct Bits {
+    u64 numbers[N];
+};
+
+// The numbers that differ from replay to replay: as many as there are threads, to where `places` points.
+template <int N>
+__global__ void put(u64* places, Bits<N> bits) {
+    places[threadIdx.x] = bits.numbers[threadIdx.x];
 }

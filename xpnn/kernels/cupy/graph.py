@@ -14,10 +14,8 @@ from xpnn.kernels.cupy import cublaslt
 from xpnn.kernels.cupy.source import Source
 from xpnn.recording import recorded_by
 
-GRAPH = Source("graph.cu", ["put"])
-
-PLACES = 512  # of 8 bytes, at most
-AT_ONCE = 8  # that a launch of `put` fills
+FEW, PLACES = 32, 480  # numbers of 8 bytes in a step, at most: a launch takes 4 KB of arguments
+GRAPH = Source("graph.cu", [f"put<{FEW}>", f"put<{PLACES}>"])
 
 
 class Pool:
@@ -91,10 +89,10 @@ class Graph:
     def __call__(self) -> Any:
         for compute, numbers in self._computes:
             numbers[...] = compute()
-        for start in range(0, self._used, AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            args = self._places[some], min(AT_ONCE, self._used - start), *self._numbers[some]
-            GRAPH.launch("put", (1,), (AT_ONCE,), args)
+        if self._used:
+            n = FEW if self._used <= FEW else PLACES
+            bits = self._numbers[:n].view([("numbers", "uint64", n)])  # one struct, which CuPy passes by value
+            GRAPH.launch(f"put<{n}>", (1,), (self._used,), (self._places, bits))
         self._graph.launch()
         return self._results
 
