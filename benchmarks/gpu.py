@@ -13,18 +13,24 @@ the bandwidth of a large copy, both measured in the same run; floor.py says what
 counts beyond what a process needs before it has any array, so it holds for every library and for graphs.
 
 float32 is exact in all variants, and "tf32" lets all of them round factors to 10 bits of fraction. What fails is one
-line on standard error, and the others go on; the exit status is then 1. A run of all works and variants writes
-results/gpu.json, any run the file that --out names.
+line on standard error, and the others go on; the exit status is then 1.
+
+A run of all variants writes results/gpu.json, any run the file that --out names, work by work. The works may be shared
+out among runs: where device, driver, versions and commit are the same, the rows of other works stay, each with the time
+of its run; otherwise the file begins anew. The rows of a work are of one run. With --seconds, a work begins where as
+much time is left as the longest has taken, and those left over are named.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -35,12 +41,15 @@ import speed_run
 import steps
 from gpu_steps import MODE, VARIANTS, NotThere
 
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
 BATCHES = {"5 x 100": (100, 1000), "4 x 500": (100, 1000), "convnet": (100,), "resnet9": (512,), "airbench": (2000,)}
 DTYPES = {net: ("float32",) if net in steps.FULLY_CONNECTED else tuple(floor.SIZES) for net in BATCHES}
 USUAL = ("float32", "float16")
 WARM, LEAST, MOST, SECONDS = 2, 5, 100, 2.0  # epochs that warm up; that are timed, while they take so long together
 HALF = "float16"  # of the trainings, as in the original
-WAIT = 300  # seconds, at most, for a process: compilation included
+WAIT, TUNING = 300, 1800  # seconds, at most, for a process: compilation included; where it tries many kernels
+GUESS = 15, 120  # seconds that a process takes: most of them, and those in which PyTorch compiles
+WORK = ("work", "batch", "dtype")
 
 
 class Work(NamedTuple):
@@ -239,7 +248,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         f"{'to floor':>9s}{'MB':>8s}"
     )
     for r in rows:
-        same = [s for s in rows if all(s[key] == r[key] for key in ("work", "batch", "dtype"))]
+        same = [s for s in rows if all(s[key] == r[key] for key in WORK)]
         peers = [s["median_ms"] for s in same if s["variant"].startswith("torch")]
         ratio = f"{r['median_ms'] / min(peers):9.2f}" if peers else f"{'':9s}"
         numbers = f"{r['median_ms']:9.3f}{r['images_per_s']:11.0f}{ratio}{r['median_ms'] / r['floor_ms']:9.1f}"
@@ -250,7 +259,6 @@ def ask(*arguments: str, seconds: float, tf32: bool = False) -> Any:
     """What this script answers in a process of its own; NotThere with one line if it fails, or time is over."""
     if seconds <= 0:
         raise NotThere("no time is left")
-    seconds = min(seconds, WAIT)
     environment = os.environ | dict.fromkeys(("XPNN_TF32", "CUPY_TF32"), "1" if tf32 else "0")
     command = [sys.executable, str(Path(__file__)), *arguments]
     try:
@@ -277,7 +285,7 @@ def complain(what: object, error: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3600, help="begin nothing after so long")
+    parser.add_argument("--seconds", type=float, default=3600, help="for everything; what does not fit is named")
     parser.add_argument("--works", nargs="*", default=list(BATCHES), choices=list(BATCHES), metavar="WORK")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--dtypes", nargs="+", default=list(USUAL), choices=list(floor.SIZES), metavar="DTYPE")
@@ -300,61 +308,140 @@ def main() -> int:
 
     from machine import describe_device
 
-    whole = args.works == list(BATCHES) and args.variants == list(VARIANTS) and args.dtypes == list(USUAL)
-    out = args.out or (Path(__file__).parent / "results" / "gpu.json" if whole else None)
+    out = args.out or (RESULTS if args.variants == list(VARIANTS) else None)
+    results = Results(describe_device(), args.mode, out)
+    print(", ".join(f"{name} {value}" for name, value in results.device.items()))
+    chosen = works(args.works, args.dtypes)
+    print(plan(chosen, args), flush=True)
     until = time.perf_counter() + args.seconds
-    results: dict[str, Any] = {"device": describe_device(), "mode": args.mode, "rates": {}, "rows": [], "trainings": []}
-    print(", ".join(f"{name} {value}" for name, value in results["device"].items()), flush=True)
-    missing = time_steps(works(args.works, args.dtypes), args, until, results, out)
+    missing = time_steps(chosen, args, until, results)
     if args.time_to is not None:
-        missing += time_trainings(args, until, results, out)
-    for line in table(results["rows"]):
+        missing += time_trainings(args, until, results)
+    for line in table(results.rows):
         print(line)
-    for r in results["trainings"]:
+    for r in results.trainings:
         print(f"training of airbench, {r['dtype']}, {r['variant']}: {r['median_s']:.2f} s, to {r['mean_accuracy']:.4f}")
-    print(
-        f"{len(results['rows']) + len(results['trainings'])} rows, {missing} missing" + (f", in {out}" if out else "")
-    )
+    print(f"{len(results.rows) + len(results.trainings)} rows, {missing} missing" + (f", in {out}" if out else ""))
     return 1 if missing else 0
 
 
-def time_steps(chosen: list[Work], args: argparse.Namespace, until: float, results: dict[str, Any], out: Any) -> int:
-    """Fill the rows, and after each round the file; return how many are missing."""
-    runs: dict[tuple[Work, str], list[dict[str, Any]]] = {(work, v): [] for work in chosen for v in args.variants}
-    failed = set()
+def plan(chosen: list[Work], args: argparse.Namespace) -> str:
+    """How many processes there will be, and how long they may take, for a person to decide whether to wait."""
+    rates = len({work.dtype for work in chosen})
+    trainings = 0 if args.time_to is None else len(args.variants)
+    compiled = "torch compiled" in args.variants
+    n = rates + trainings + len(chosen) * len(args.variants) * args.rounds
+    seconds = n * GUESS[0] + compiled * (len(chosen) + bool(trainings)) * (GUESS[1] - GUESS[0])
+    tunes = ", more where PyTorch tunes its kernels" * (compiled and "autotune" in args.mode)
+    numbers = f"{len(chosen)} works, {len(args.variants)} variants, {args.rounds} rounds"
+    return f"{n} processes, perhaps {math.ceil(seconds / 60)} minutes{tunes}: {numbers}"
+
+
+class Results:
+    """What has been measured, here or by earlier runs on the same device with the same code, and its file."""
+
+    def __init__(self, device: dict[str, Any], mode: str, out: Path | None) -> None:
+        self.device, self.out = device, out
+        self.run: dict[str, Any] = {"mode": mode, "rates": {}}
+        self.began = datetime.now(UTC).isoformat(timespec="seconds")
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.trainings: list[dict[str, Any]] = []
+        if out is not None and out.exists():
+            self._take_over(out)
+        self.runs[self.began] = self.run
+
+    def _take_over(self, file: Path) -> None:
+        try:
+            before = json.loads(file.read_text())
+            there, here = before["device"], self.device
+            others = [key for key in there | here if there.get(key) != here.get(key)]
+            if not others:
+                self.runs, self.rows, self.trainings = (before[name] for name in ("runs", "rows", "trainings"))
+                return
+            why = f"it is of another {', '.join(others)}"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            why = "it holds no results of this script"
+        complain(file, f"{why}, and begins anew")
+
+    def take(self, work: Work, rows: list[dict[str, Any]]) -> None:
+        """Put a work's rows in the place of those that there are."""
+        others = [r for r in self.rows if [r[key] for key in WORK] != list(work)]
+        self.rows = [*others, *({**r, "run": self.began} for r in rows)]
+        self.write()
+
+    def take_trainings(self, rows: list[dict[str, Any]]) -> None:
+        self.trainings = [{**r, "run": self.began} for r in rows]
+        self.write()
+
+    def write(self) -> None:
+        used = {r["run"] for r in [*self.rows, *self.trainings]}
+        runs = {began: run for began, run in self.runs.items() if began in used}
+        if self.out is not None and used:
+            self.out.parent.mkdir(exist_ok=True)
+            found = {"device": self.device, "runs": runs, "rows": self.rows, "trainings": self.trainings}
+            self.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def time_steps(chosen: list[Work], args: argparse.Namespace, until: float, results: Results) -> int:
+    """Fill the rows, work by work; return how many are missing."""
+    missing, longest = 0, 0.0
+    for work in chosen:
+        began = time.perf_counter()
+        if until - began < longest or began >= until:
+            complain(work, f"not run: {max(until - began, 0):.0f} s are left, and a work takes {longest:.0f} s")
+            missing += len(args.variants)
+            continue
+        runs, failed = time_work(work, args, until, results.run["rates"])
+        rows = [row(work, variant, found, results.run["rates"]) for variant, found in runs.items() if found]
+        missing += failed
+        if rows:
+            results.take(work, rows)
+        longest = max(longest, time.perf_counter() - began)
+    return missing
+
+
+def time_work(work: Work, args: argparse.Namespace, until: float, rates: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """What `measure` gave for each variant, in turn and several times, and how many variants failed."""
+    runs: dict[str, list[Any]] = {variant: [] for variant in args.variants}
+    failed, tf32 = set(), work.dtype == "tf32"
     for number in range(args.rounds):
-        for (work, variant), found in runs.items():
-            left, tf32 = until - time.perf_counter(), work.dtype == "tf32"
-            if (work, variant) in failed or (left <= 0 and number > 0):
+        for variant, found in runs.items():
+            left = until - time.perf_counter()
+            if variant in failed or (left <= 0 and number > 0):
                 continue
             try:
-                if work.dtype not in results["rates"]:
-                    results["rates"][work.dtype] = ask("--rate", work.dtype, seconds=left, tf32=tf32)
-                found.append(ask("--one", variant, *map(str, work), "--mode", args.mode, seconds=left, tf32=tf32))
+                if work.dtype not in rates:
+                    rates[work.dtype] = ask("--rate", work.dtype, seconds=min(left, WAIT), tf32=tf32)
+                words = ("--one", variant, *map(str, work), "--mode", args.mode)
+                found.append(ask(*words, seconds=min(left, limit(variant, args)), tf32=tf32))
             except NotThere as error:
                 if found and time.perf_counter() >= until:  # cut off, but measured before
                     continue
-                failed.add((work, variant))
+                failed.add(variant)
                 complain(f"{variant}, {work}", error)
-        results["rows"] = [row(*pair, found, results["rates"]) for pair, found in runs.items() if found]
-        write(results, out)
-    return len(failed)
+    return runs, len(failed)
 
 
-def time_trainings(args: argparse.Namespace, until: float, results: dict[str, Any], out: Any) -> int:
+def limit(variant: str, args: argparse.Namespace) -> float:
+    """Seconds for a process. The first in which PyTorch tries kernels takes many minutes, and then it knows them."""
+    return TUNING if variant == "torch compiled" and "autotune" in args.mode else WAIT
+
+
+def time_trainings(args: argparse.Namespace, until: float, results: Results) -> int:
     """Fill the results' trainings; return how many are missing."""
     options = ("--data", args.data, "--trainings", str(args.trainings), "--mode", args.mode)
+    rows = []
     for variant in args.variants:
+        seconds = min(until - time.perf_counter(), limit(variant, args))
         try:
-            found = ask(
-                "--one", "training", variant, HALF, str(args.epochs), *options, seconds=until - time.perf_counter()
-            )
+            found = ask("--one", "training", variant, HALF, str(args.epochs), *options, seconds=seconds)
         except NotThere as error:
             complain(f"{variant}, training of airbench", error)
         else:
-            results["trainings"].append(training_row(variant, args, found))
-            write(results, out)
-    return len(args.variants) - len(results["trainings"])
+            rows.append(training_row(variant, args, found))
+            results.take_trainings(rows)
+    return len(args.variants) - len(rows)
 
 
 def training_row(variant: str, args: argparse.Namespace, found: dict[str, list[float]]) -> dict[str, Any]:
@@ -397,12 +484,6 @@ def answer(args: argparse.Namespace) -> int:
 
 def mode(variant: str, args: argparse.Namespace) -> dict[str, str]:
     return {"mode": args.mode} if variant == "torch compiled" else {}
-
-
-def write(results: dict[str, Any], out: Path | None) -> None:
-    if out is not None:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

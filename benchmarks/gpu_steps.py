@@ -4,6 +4,9 @@ The update is Adam; airbench has its recipe's, Muon and Nesterov momentum. Image
 and standardizes those of a batch in the net, PyTorch keeps them standardized in the type that it computes in, channels
 last. A batch is drawn beforehand and gathered in the step. Half precision has parameters in float32 (PyTorch's
 autocast, with a loss scale for float16), except PyTorch's airbench, whose original is in half throughout.
+
+PyTorch compiled has loss and gradients from torch.compile, and the whole step, gathering and update included, in one
+CUDA graph, as xpnn has. The graphs that torch.compile makes itself would leave out the update.
 """
 
 import itertools
@@ -22,6 +25,7 @@ IMAGES = 50_000  # CIFAR-10's number
 CHANNELS, SIDE = 3, 32
 
 MODE = "reduce-overhead"  # of torch.compile: with CUDA graphs
+WARM = 5  # steps before a graph is captured
 VARIANTS: dict[str, dict[str, Any]] = {
     "xpnn eager": {"graph": False},
     "xpnn graph": {"graph": True},
@@ -110,7 +114,7 @@ def xpnn(
 def torch(
     net: str, batch: int, dtype: str, *, mode: str | None = None, device: str = "cuda", count: int = IMAGES
 ) -> steps.Step:
-    """Return a step; `mode` is torch.compile's for loss and gradients, None for none."""
+    """Return a step; `mode` is torch.compile's for loss and gradients, None for none, and for launches one by one."""
     import torch as t
 
     allow_tf32(dtype == "tf32")
@@ -126,28 +130,30 @@ def torch(
     if device == "cuda":
         t.cuda.empty_cache()  # of what preparing the images took
     order = itertools.cycle(t.randint(count, (max(count // batch, 1), batch), device=device).unbind())
+    indices = t.empty(batch, dtype=t.int64, device=device)
     x, y = rows.new_empty(batch, rows.shape[1]), labels.new_empty(batch)
     inputs = x if net in steps.FULLY_CONNECTED else x.view(batch, SIDE, SIDE, CHANNELS).permute(0, 3, 1, 2)
-    if mode is not None:  # the addresses stay: nothing is to be copied for a graph
-        for array in (inputs, y):
-            t._dynamo.mark_static_address(array)
 
     if is_airbench:
-        training = airbench_training(model, batch, EPOCHS * (count // batch), airbench_functions(model, mode))
+        functions = airbench_functions(model, mode, graphs=False)
+        training = airbench_training(model, batch, EPOCHS * (count // batch), functions)
+        if mode is not None:
+            training.keep_rates_on(device)
 
         def update() -> None:
-            training.step(inputs, y)
+            training.update(inputs, y)
 
     else:
-        optimizer = t.optim.Adam(model.parameters(), lr=RATE, fused=True)
-        scaler = t.amp.GradScaler(device, enabled=dtype == "float16")
+        training = None
+        optimizer = t.optim.Adam(model.parameters(), lr=RATE, fused=True, capturable=mode is not None)
+        scaler = t.amp.GradScaler(device, enabled=dtype == "float16")  # with a fused Adam, nothing waits for it
 
         def loss() -> Any:
             with t.autocast(device, kind, enabled=kind != t.float32):
                 scores = model(inputs)
             return t.nn.functional.cross_entropy(scores.float(), y)
 
-        loss_of = loss if mode is None else t.compile(loss, mode=mode)
+        loss_of = compiled(loss, mode, graphs=False)
 
         def update() -> None:
             optimizer.zero_grad()
@@ -155,15 +161,57 @@ def torch(
             scaler.step(optimizer)
             scaler.update()
 
-    def step() -> None:
-        indices = next(order)
+    def work() -> None:
         t.index_select(rows, 0, indices, out=x)
         t.index_select(labels, 0, indices, out=y)
-        if mode is not None:
-            t.compiler.cudagraph_mark_step_begin()
         update()
 
+    launch = work if mode is None else Captured(work, device)
+
+    def step() -> None:
+        indices.copy_(next(order))
+        if training is not None:
+            training.prepare()
+        launch()
+
     return step
+
+
+def compiled(function: Callable[..., Any], mode: str | None, *, graphs: bool = True) -> Callable[..., Any]:
+    """The function by torch.compile in that mode, with or without the mode's CUDA graphs; for None, as it is."""
+    import torch as t
+
+    if mode is None:
+        return function
+    options = t._inductor.list_mode_options(mode) | ({} if graphs else {"triton.cudagraphs": False})
+    return t.compile(function, options=options)
+
+
+class Captured:
+    """Work as one CUDA graph, captured at the first call, once it is warm; on a CPU it is done as it is."""
+
+    def __init__(self, work: Callable[[], None], device: str) -> None:
+        self.launch, self.is_captured = work, device != "cuda"
+
+    def __call__(self) -> None:
+        if not self.is_captured:
+            self.launch, self.is_captured = graph_of(self.launch), True
+        self.launch()
+
+
+def graph_of(work: Callable[[], None]) -> Callable[[], None]:
+    import torch as t
+
+    stream = t.cuda.Stream()
+    stream.wait_stream(t.cuda.current_stream())
+    with t.cuda.stream(stream):
+        for _ in range(WARM):
+            work()
+    t.cuda.current_stream().wait_stream(stream)
+    graph = t.cuda.CUDAGraph()
+    with t.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -184,7 +232,9 @@ def in_precision(net: Any, kind: Any) -> None:
             module.float()
 
 
-def airbench_functions(net: Any, mode: str | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def airbench_functions(
+    net: Any, mode: str | None, *, graphs: bool = True
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The loss of a batch, and Newton-Schulz steps in bfloat16, as in the original; compiled unless mode is None."""
     import torch as t
     import torch_airbench
@@ -197,7 +247,7 @@ def airbench_functions(net: Any, mode: str | None) -> tuple[Callable[..., Any], 
 
     if mode is None:
         return loss, orthogonalize
-    return t.compile(loss, mode=mode), t.compile(orthogonalize, dynamic=False)
+    return compiled(loss, mode, graphs=graphs), t.compile(orthogonalize, dynamic=False)
 
 
 def airbench_training(net: Any, batch: int, total_steps: int, functions: tuple[Callable[..., Any], ...]) -> Any:

@@ -60,12 +60,14 @@ def _driver() -> str:
 
 
 def _commit() -> str:
-    """Of the code, with a plus where it has been changed since."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    """Of the code, with a plus where it, and not only what benchmarks found, has been changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True, check=True)
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", ":(exclude)results"], check=False)
     except (OSError, subprocess.CalledProcessError):
         return "of no known commit"
+    return found.stdout.strip() + "+" * bool(same.returncode)
 
 
 def _version(package: str) -> str:

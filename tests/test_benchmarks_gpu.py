@@ -3,8 +3,11 @@
 import argparse
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -179,37 +182,198 @@ def test_a_variant_without_graphs_says_why(gpu, monkeypatch):
     gpu_steps.check_graph(Plain(), wanted=False)
 
 
-def test_what_fails_is_one_line_and_the_others_go_on(gpu, monkeypatch, capsys, tmp_path):
-    """A run through the whole script, in which processes and the device are replaced."""
-
-    def ask(*arguments, tf32, **options):
-        assert not tf32
-        if arguments[0] == "--rate":
-            return {"products": 1e12, "copy": 1e12}
-        if arguments[1] == "torch eager":
-            raise gpu.NotThere("OutOfMemoryError: CUDA out of memory")
-        return {"ms": [2.0], "peak_mb": 3.0}
-
+@pytest.fixture
+def run(gpu, monkeypatch, tmp_path):
+    """Run the whole script, in which processes and the device are replaced; return its status and the file."""
     import machine
 
+    device = {"device": "none at all", "driver": "1"}
     monkeypatch.setattr(gpu, "no_device", lambda: "")
-    monkeypatch.setattr(gpu, "ask", ask)
-    monkeypatch.setattr(machine, "describe_device", lambda: {"device": "none at all"})
-    out = tmp_path / "gpu.json"
-    variants = ("xpnn eager", "torch eager")
-    flags = ["--works", "5 x 100", "--variants", *variants, "--dtypes", "float32", "--rounds", "2", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
-    assert gpu.main() == 1
-    printed = capsys.readouterr()
-    assert printed.err.splitlines() == [
+    monkeypatch.setattr(machine, "describe_device", lambda: dict(device))
+    out, began = tmp_path / "gpu.json", iter(range(9))
+
+    class Now:
+        @staticmethod
+        def now(zone):
+            return datetime(2026, 1, 1, next(began), tzinfo=zone)
+
+    monkeypatch.setattr(gpu, "datetime", Now)
+
+    def run(*flags, ask, **changed):
+        device.update(changed)
+        monkeypatch.setattr(gpu, "ask", ask)
+        flags = ["--dtypes", "float32", "--rounds", "2", "--out", str(out), *flags]
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
+        status = gpu.main()
+        return status, json.loads(out.read_text()) if out.exists() else None
+
+    return run
+
+
+def answers(*arguments, ms=2.0, **options):
+    if arguments[0] == "--rate":
+        return {"products": 1e12, "copy": 1e12}
+    return {"ms": [ms], "peak_mb": 3.0}
+
+
+def test_what_fails_is_one_line_and_the_others_go_on(gpu, run, capsys):
+    def ask(*arguments, tf32, **options):
+        assert not tf32
+        if arguments[1] == "torch eager":
+            raise gpu.NotThere("OutOfMemoryError: CUDA out of memory")
+        return answers(*arguments)
+
+    status, results = run("--works", "5 x 100", "--variants", "xpnn eager", "torch eager", ask=ask)
+    assert status == 1
+    assert capsys.readouterr().err.splitlines() == [
         f"torch eager, 5 x 100, batch {batch}, float32: OutOfMemoryError: CUDA out of memory" for batch in (100, 1000)
     ]
-    results = json.loads(out.read_text())
-    assert results["device"] == {"device": "none at all"}
+    assert results["device"] == {"device": "none at all", "driver": "1"}
     assert [(r["variant"], r["batch"], r["runs"]) for r in results["rows"]] == [
         ("xpnn eager", 100, 2),
         ("xpnn eager", 1000, 2),
     ]
+
+
+def what(results):
+    return [(r["work"], r["batch"], r["variant"], r["median_ms"], r["run"][11:13]) for r in results["rows"]]
+
+
+def test_the_works_may_be_shared_out_among_runs_and_the_rows_of_one_are_of_one_run(run, capsys):
+    both, first = ("--variants", "xpnn eager", "xpnn graph"), ("--variants", "xpnn eager")
+    run("--works", "5 x 100", *both, ask=answers)
+    status, results = run("--works", "convnet", *both, ask=partial(answers, ms=4.0))
+    fully_connected = [("5 x 100", batch, v, 2.0, "00") for batch in (100, 1000) for v in both[1:]]
+    convnet = [("convnet", 100, v, 4.0, "01") for v in both[1:]]
+    assert status == 0
+    assert what(results) == [*fully_connected, *convnet]
+    _, results = run("--works", "5 x 100", *first, ask=partial(answers, ms=3.0))
+    assert what(results) == [*convnet, *(("5 x 100", batch, "xpnn eager", 3.0, "02") for batch in (100, 1000))]
+    assert list(results["runs"]) == ["2026-01-01T01:00:00+00:00", "2026-01-01T02:00:00+00:00"]
+    assert results["runs"]["2026-01-01T02:00:00+00:00"] == {
+        "mode": "reduce-overhead",
+        "rates": {"float32": {"products": 1e12, "copy": 1e12}},
+    }
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_of_another_device_or_driver_do_not_stay(run, capsys):
+    run("--works", "5 x 100", "--variants", "xpnn eager", ask=answers)
+    _, results = run("--works", "convnet", "--variants", "xpnn eager", ask=answers, driver="2", cuda="13")
+    assert what(results) == [("convnet", 100, "xpnn eager", 2.0, "01")]
+    assert results["device"] == {"device": "none at all", "driver": "2", "cuda": "13"}
+    assert capsys.readouterr().err.endswith("gpu.json: it is of another driver, cuda, and begins anew\n")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"device": null}', '{"device": {"device": "none at all", "driver": "1"}}'])
+def test_a_file_of_something_else_begins_anew(gpu, run, tmp_path, capsys, text):
+    (tmp_path / "gpu.json").write_text(text)
+    _, results = run("--works", "convnet", "--variants", "xpnn eager", ask=answers)
+    assert what(results) == [("convnet", 100, "xpnn eager", 2.0, "00")]
+    assert capsys.readouterr().err.endswith("gpu.json: it holds no results of this script, and begins anew\n")
+
+
+def test_works_for_which_no_time_is_left_are_named_and_what_was_measured_is_kept(gpu, run, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(gpu, "time", argparse.Namespace(perf_counter=lambda: clock[0]))
+
+    def ask(*arguments, **options):
+        clock[0] += 10
+        return answers(*arguments)
+
+    status, results = run("--works", "5 x 100", "convnet", "--variants", "xpnn eager", "--seconds", "65", ask=ask)
+    # 30 s with the rates, then 20; 15 are left.
+    assert [(r["work"], r["batch"]) for r in results["rows"]] == [("5 x 100", 100), ("5 x 100", 1000)]
+    assert capsys.readouterr().err == ("convnet, batch 100, float32: not run: 15 s are left, and a work takes 30 s\n")
+    assert status == 1
+
+
+def test_a_person_is_told_how_many_processes_there_will_be(run, capsys):
+    run("--works", "5 x 100", "convnet", "--variants", "xpnn eager", "torch compiled", ask=answers)
+    # The rates, and 3 works in 2 variants and 2 rounds: each 15 s; PyTorch compiles each work for 105 s more.
+    words = "13 processes, perhaps 9 minutes: 3 works, 2 variants, 2 rounds"
+    assert capsys.readouterr().out.splitlines()[1] == words
+
+
+def test_only_a_process_that_tunes_kernels_may_take_long(gpu, run):
+    seconds = {}
+
+    def ask(*arguments, **options):
+        seconds[arguments[:2]] = options["seconds"]
+        return answers(*arguments)
+
+    flags = ("--works", "convnet", "--variants", "xpnn graph", "torch compiled")
+    run(*flags, "--mode", "max-autotune", ask=ask)
+    assert seconds == {
+        ("--rate", "float32"): 300,
+        ("--one", "xpnn graph"): 300,
+        ("--one", "torch compiled"): 1800,
+    }
+    run(*flags, ask=ask)
+    assert seconds["--one", "torch compiled"] == 300
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile itself imports
+def test_pytorchs_compiled_step_is_its_eager_one(gpu):
+    """But for the graph, which only a device captures."""
+    torch = pytest.importorskip("torch")
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile asks for a C++ compiler")
+    import gpu_steps
+    import steps
+
+    weights = []
+    for mode in (None, "reduce-overhead"):
+        torch.manual_seed(0)
+        model = steps.torch_net("5 x 100")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(steps, "torch_net", lambda net, model=model: model)
+            step = gpu_steps.torch("5 x 100", 4, "float32", mode=mode, device="cpu", count=8)
+        for _ in range(3):
+            step()
+        weights.append([w.detach().clone() for w in model.parameters()])
+    for eager, compiled in zip(*weights, strict=True):
+        # Adam's steps are of about the rate however small a gradient is: a few round to the other side of 0.
+        assert ((eager - compiled).abs() > 1e-6).float().mean() < 0.01
+
+
+def test_work_is_captured_once_and_then_replayed(gpu, monkeypatch):
+    import gpu_steps
+
+    done = []
+
+    def graph_of(work):
+        done.append("captured")
+        return lambda: done.append("replayed")
+
+    monkeypatch.setattr(gpu_steps, "graph_of", graph_of)
+    for device in ("cpu", "cuda"):
+        captured = gpu_steps.Captured(lambda: done.append("launched"), device)
+        captured()
+        captured()
+    assert done == ["launched", "launched", "captured", "replayed", "replayed"]
+
+
+def test_rates_on_the_device_are_those_on_the_host(gpu):
+    """Those of airbench, which differ from step to step; the first bias stays from a step on."""
+    torch = pytest.importorskip("torch")
+    import torch_airbench
+    import torch_nets
+
+    nets = []
+    for on_device in (False, True):
+        torch.manual_seed(0)
+        net = torch_nets.Airbench((4, 4, 4))
+        training = torch_airbench.Training(net, 4, 8, 0.1)
+        if on_device:
+            training.keep_rates_on("cpu")
+        for i in range(6):
+            rng = np.random.default_rng(i)
+            images = torch.tensor(rng.standard_normal((4, 3, 32, 32), dtype="float32"))
+            training.step(images, torch.tensor(rng.integers(0, 10, 4)))
+        nets.append(net)
+    for host, device in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(host, device, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("accuracy", "time_to"), [([0.93, 0.95], 3.0), ([0.93, 0.94], None)])

@@ -55,7 +55,11 @@ class Muon(torch.optim.Optimizer):
                 buffer.mul_(group["momentum"]).add_(g)
                 g = g.add(buffer, alpha=group["momentum"])
                 p.mul_(len(p) ** 0.5 / p.norm())
-                p.add_(self.orthogonalize(g.reshape(len(g), -1)).view(g.shape), alpha=-group["lr"])
+                step, lr = self.orthogonalize(g.reshape(len(g), -1)).view(g.shape), group["lr"]
+                if isinstance(lr, torch.Tensor):  # of which the host knows no number
+                    p.sub_(lr * step)
+                else:
+                    p.add_(step, alpha=-lr)
 
 
 def loss_of(net, inputs, labels):
@@ -86,17 +90,37 @@ class Training:
     def loss(self, inputs, labels):
         return loss_of(self.net, inputs, labels)
 
+    def keep_rates_on(self, device):
+        """Keep learning rates on a device, where a graph that has captured `update` reads them."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"], device=device)
+
     def step(self, inputs, labels):
+        self.prepare()
+        return self.update(inputs, labels)
+
+    def prepare(self):
+        """What differs from step to step: the rates, and that the first bias stays as it is from a step on."""
         self.net.train()
         self.net.whiten.bias.requires_grad_(self.steps < self.whiten_bias_steps)
+        first, *others = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        set_rate(first, first["initial_lr"] * (1 - self.steps / self.whiten_bias_steps))
+        for group in others:
+            set_rate(group, group["initial_lr"] * (1 - self.steps / self.total_steps))
+        self.steps += 1
+
+    def update(self, inputs, labels):
         loss = self.loss(inputs, labels)
         loss.backward()
-        first, *others = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        first["lr"] = first["initial_lr"] * (1 - self.steps / self.whiten_bias_steps)
-        for group in others:
-            group["lr"] = group["initial_lr"] * (1 - self.steps / self.total_steps)
         for optimizer in self.optimizers:
             optimizer.step()
         self.net.zero_grad(set_to_none=True)
-        self.steps += 1
         return loss.detach()  # on the device: nothing waits
+
+
+def set_rate(group, rate):
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
