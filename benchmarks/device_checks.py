@@ -4,8 +4,7 @@ Each is a function that raises where something is not as the library relies on, 
 `gpu_check.py` runs each in a process of its own, as an illegal address spoils all that follows it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,40 +46,14 @@ def near(found: Any, expected: np.ndarray, terms: int, char: str) -> None:
     assert worst <= 1, f"{found.dtype}: differs by {worst:.1f} times what roundings explain"
 
 
-@contextmanager
-def apart() -> Iterator[tuple[Any, Any]]:
-    """Within, a stream of one's own and memory of one's own, as for capturing: the two, to be kept with the graph."""
-    import cupy
-
-    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
-    cupy.cuda.Device().synchronize()
-    with stream, cupy.cuda.using_allocator(pool.malloc):
-        yield stream, pool
-        stream.synchronize()
-
-
-def captured(work: Callable[[], Any], stream: Any) -> tuple[Any, Any]:
-    """The graph of the work, once it is warm, and the arrays that it gives."""
-    work()
-    stream.synchronize()
-    stream.begin_capture()
-    try:
-        result = work()
-    except BaseException:
-        with suppress(Exception):  # the first error says more
-            stream.end_capture()
-        raise
-    return stream.end_capture(), result
-
-
 def replayed(work: Callable[[], Any], change: Callable[[], None]) -> Any:
-    """What the work gives when it is captured, its inputs are changed in place, and it is replayed."""
-    with apart() as (stream, _):
-        graph, result = captured(work, stream)
-        change()
-        graph.launch()
-        stream.synchronize()
-        return result
+    """What the work gives when xpnn has recorded it, once it is warm, and replays it on inputs that have changed."""
+    from xpnn.kernels.cupy.graph import Graph
+
+    work()
+    graph = Graph(work)
+    change()
+    return [result.copy() for result in graph()]
 
 
 @check("philox gives the bits of NumPy's")
@@ -304,17 +277,15 @@ def streams() -> None:
 def private_pool() -> None:
     import cupy
 
+    from xpnn.kernels.cupy.graph import Graph
+
     x = cupy.arange(1000, dtype="float32")
-    with apart() as (stream, pool):
-        graph, result = captured(lambda: (x + 1) * 2, stream)  # the sum's memory is the pool's again
+    (x + 1) * 2  # compiled before
+    graph = Graph(lambda: (x + 1) * 2)  # the sum's memory is the pool's again
     others = [cupy.full(1000, np.nan, dtype="float32") for _ in range(100)]
-    cupy.cuda.Device().synchronize()
-    with stream:
-        graph.launch()
-        stream.synchronize()
+    result = graph()
     assert np.array_equal(result.get(), 2 * (np.arange(1000) + 1)), "the graph's result was overwritten"
     assert all(np.isnan(other.get()).all() for other in others), "the graph wrote into arrays of others"
-    del pool  # no sooner
 
 
 @check("what xpnn has recorded is replayed with new numbers, and gives its memory back")
@@ -345,18 +316,16 @@ def recorded() -> str:
     return f"{(during - before) / 1e6:.0f} MB, then {(after - before) / 1e6:.0f} MB"
 
 
-@check("CuPy's generators draw new numbers at each replay")
-def generators() -> None:
-    import cupy
+@check("random numbers go on from replay to replay")
+def random_numbers() -> None:
+    from xpnn.kernels.cupy.graph import Graph
+    from xpnn.random import Generator
 
-    generator, seen = cupy.random.Generator(cupy.random.Philox4x3210(0)), []
-    with apart() as (stream, _):
-        graph, drawn = captured(lambda: generator.random(1000, dtype="float32"), stream)
-        for _ in range(2):
-            graph.launch()
-            stream.synchronize()
-            seen.append(drawn.get())
-    assert not np.array_equal(*seen), "the same numbers came twice"
+    recorded, rng = Generator(3), Generator(3)
+    Generator(0).integers(0, 99, 1000, "cupy")  # compiled before
+    graph = Graph(lambda: recorded.integers(0, 99, 1000, "cupy"))
+    for i in range(3):
+        assert np.array_equal(graph().get(), rng.integers(0, 99, 1000, "numpy")), f"replay {i} drew others"
 
 
 @check("bfloat16 goes to the device, through a kernel and back")

@@ -1,5 +1,7 @@
 """The small checks of a device, as far as an emulation of CUDA and of its libraries goes."""
 
+import importlib
+
 import cublaslt_on_cpu
 import cudnn_on_cpu
 import pytest
@@ -57,19 +59,29 @@ def test_cudnns_check_says_where_there_is_no_plan(device_checks, monkeypatch, ha
     assert device_checks.CHECKS["cuDNN's plans give the results of the definition"]() == words
 
 
-@pytest.mark.parametrize(
-    "name", ["a product by cuBLASLt is captured, each with its own bias", "a convolution by cuDNN is captured"]
-)
+CAPTURED = ["a product by cuBLASLt is captured, each with its own bias", "a convolution by cuDNN is captured"]
+
+
+@pytest.mark.parametrize("name", CAPTURED)
 def test_what_a_replay_is_to_give_is_what_the_changed_inputs_give(device_checks, monkeypatch, name):
-    """Nothing is captured here: the work is done again."""
-
-    def replayed(work, change):
-        work()
-        change()
-        return work()
-
-    monkeypatch.setattr(device_checks, "replayed", replayed)
     device_checks.CHECKS[name]()
     monkeypatch.setattr(device_checks, "replayed", lambda work, change: work())
     with pytest.raises(AssertionError, match="times what roundings explain"):
         device_checks.CHECKS[name]()
+
+
+def test_a_graph_keeps_its_arrays_and_counts_on_in_its_random_numbers(device_checks, monkeypatch):
+    names = ["arrays of a captured graph keep their memory in a pool of their own"]
+    names += ["random numbers go on from replay to replay"]
+    for name in names:
+        device_checks.CHECKS[name]()
+
+    class Once(importlib.import_module("xpnn.kernels.cupy.graph").Graph):
+        def __call__(self):
+            self.result = getattr(self, "result", None) or [super().__call__().copy() * 0]
+            return self.result[0]
+
+    monkeypatch.setattr("xpnn.kernels.cupy.graph.Graph", Once)
+    for name, words in zip(names, ["the graph's result was overwritten", "replay 0 drew others"], strict=True):
+        with pytest.raises(AssertionError, match=words):
+            device_checks.CHECKS[name]()
