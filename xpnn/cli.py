@@ -161,9 +161,9 @@ def train(
             raise SettingError(f"{name}: expected none with --summary, which trains nothing; received {path!r}")
     if resume == "":
         raise SettingError("--resume: expected the folder of a run; received an empty name")
-    folder = RunFolder(resume) if resume else None
-    if folder:
-        settings = _resumed(folder, given | {"dataset": dataset, "out": out})
+    before = RunFolder(resume) if resume else None
+    if before:
+        settings = _resumed(before, given | {"dataset": dataset, "out": out})
     else:
         settings = Settings.of(dataset or "digits", **given)
     chosen = _choose_backend(settings.backend, device)
@@ -172,23 +172,34 @@ def train(
     if summary:
         net.summary()
         return
-    callbacks: list[Callback] = [report.ProgressBar(console) if console.is_terminal else report.EpochLines(console)]
-    if settings.patience is not None:
-        callbacks.append(EarlyStopping(settings.patience))
-    solver = build_solver(settings, net, images, callbacks)
-    if folder:
-        solver.resume(folder.last)
-        if solver.epoch >= settings.epochs:
-            raise SettingError(
-                f"--epochs: expected more than {solver.epoch}, which {resume} has done; received {settings.epochs}"
-            )
-        folder.truncate_metrics(solver.epoch)
-    else:
-        folder = RunFolder.create(out, settings.dataset)
+    solver = build_solver(settings, net, images, _along_the_way(settings))
+    if before:
+        _train_on(solver, settings, before)
+    folder = before or RunFolder.create(out, settings.dataset)
     folder.write_config(chosen, settings=settings)
     solver.callbacks += [MetricsLog(folder.metrics), Checkpoints(folder.path), report.Curves(folder.curves)]
     _say(f"{settings.dataset}: {len(images.X_train):,} training images; {net}; results in {folder.path}")
     _train(solver)
+    _conclude(solver, settings, folder)
+
+
+def _along_the_way(settings: Settings) -> list[Callback]:
+    shown = report.ProgressBar(console) if console.is_terminal else report.EpochLines(console)
+    return [shown] if settings.patience is None else [shown, EarlyStopping(settings.patience)]
+
+
+def _train_on(solver: Solver, settings: Settings, folder: RunFolder) -> None:
+    """Put the solver where the run stopped, and forget what the run has written of later epochs."""
+    solver.resume(folder.last)
+    if solver.epoch >= settings.epochs:
+        raise SettingError(
+            f"--epochs: expected more than {solver.epoch}, which {folder.path} has done; received {settings.epochs}"
+        )
+    folder.truncate_metrics(solver.epoch)
+
+
+def _conclude(solver: Solver, settings: Settings, folder: RunFolder) -> None:
+    """Say how a training ended; exit with status 1 where it diverged, and 130 where Ctrl-C ended it."""
     if solver.diverged:
         _say(f"stopped: {solver.stop_reason}")
         raise typer.Exit(1)
