@@ -321,7 +321,9 @@ def main() -> int:
         print(line)
     for r in results.trainings:
         print(f"training of airbench, {r['dtype']}, {r['variant']}: {r['median_s']:.2f} s, to {r['mean_accuracy']:.4f}")
-    print(f"{len(results.rows) + len(results.trainings)} rows, {missing} missing" + (f", in {out}" if out else ""))
+    rows = [*results.rows, *results.trainings]
+    new = sum(r["run"] == results.began for r in rows)
+    print(f"{new} rows, {missing} missing" + (f"; {len(rows)} in {out}" if out else ""))
     return 1 if missing else 0
 
 

@@ -243,6 +243,9 @@ def test_the_works_may_be_shared_out_among_runs_and_the_rows_of_one_are_of_one_r
     both, first = ("--variants", "xpnn eager", "xpnn graph"), ("--variants", "xpnn eager")
     run("--works", "5 x 100", *both, ask=answers)
     status, results = run("--works", "convnet", *both, ask=partial(answers, ms=4.0))
+    printed = capsys.readouterr()
+    assert "\n2 rows, 0 missing; 6 in " in printed.out
+    assert printed.err == ""
     fully_connected = [("5 x 100", batch, v, 2.0, "00") for batch in (100, 1000) for v in both[1:]]
     convnet = [("convnet", 100, v, 4.0, "01") for v in both[1:]]
     assert status == 0
