@@ -40,7 +40,7 @@ from xpnn.optim import EMA, Optimizer, ParamGroup
 from xpnn.random import Generator
 from xpnn.recording import record, varying
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, report
-from xpnn.training.recorder import may_change
+from xpnn.training.recordable import may_change
 from xpnn.training.run import build_model, build_solver
 from xpnn.training.settings import Settings
 

@@ -1,18 +1,13 @@
 """The steps of a Solver, recorded by a device and replayed."""
 
 import warnings
-from collections.abc import Iterator
-from functools import partial
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from xpnn.backend import Array, is_array
 from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
-from xpnn.layers import Layer
-from xpnn.models import Model
-from xpnn.recording import Rehearsal, obstacle, record, recorded_by
-from xpnn.training.callbacks import Callback
+from xpnn.recording import Rehearsal, record, recorded_by
+from xpnn.training.recordable import obstacles
 
 if TYPE_CHECKING:
     from xpnn.training.solver import Solver
@@ -62,7 +57,8 @@ class Recorder:
     def renew(self, solver: "Solver") -> None:
         """Where anything may have changed."""
         self.forget()
-        self._decide(self._failure or (_obstacle(solver) if self.graph else "graph=False was asked for"))
+        why_not = next(obstacles(solver), None) if self.graph else "graph=False was asked for"
+        self._decide(self._failure or why_not)
 
     def forget(self) -> None:
         """Give up what was recorded, and its memory."""
@@ -156,76 +152,3 @@ def _arrays(solver: "Solver") -> list[Array]:
         *(parameters.flat for parameters in (*solver.model.buffers, solver._gradients["grads"])),
         *([] if solver._loss_scale is None else solver._loss_scale.arrays.values()),
     ]
-
-
-def _obstacle(solver: "Solver") -> str | None:
-    """Say what keeps a Solver's steps from being recorded."""
-    library = solver.backend.name
-    if fast_path("recording.record", library) is None:
-        return f"{solver.backend} records no steps"
-    if (reason := (fast_path("recording.obstacle", library) or obstacle)()) is not None:
-        return reason
-    if solver.accumulate > 1:
-        return "a step takes several batches"
-    if (rule := solver.optimizer.unrecordable) is not None:
-        return f"{_name(rule)} takes numbers from the host at each step"
-    for callback in solver.callbacks:
-        if may_change(callback, "on_iteration"):
-            return f"{_name(callback)} is called after each batch, and does not say that it only_looks"
-    parts = solver.model, *_parts(solver.model), solver.optimizer, solver.augment, *solver.augment.transforms
-    for part in parts:
-        if not _is_ours(part):
-            return f"{_name(part)} is not xpnn's own, and may do what no device can record"
-        if not getattr(part, "recordable", True):
-            return f"{_name(part)} decides on the host what differs from step to step"
-    return None
-
-
-def may_change(callback: Callback, method: str) -> bool:
-    """Whether a callback has a method of its own that may change what a step depends on."""
-    if method in vars(callback):
-        return not vars(callback).get("only_looks", False)
-    for kind in type(callback).__mro__:
-        if kind is Callback:
-            break
-        if "only_looks" in vars(kind):  # said of all that it has, but not of what a subclass adds
-            return not vars(kind)["only_looks"]
-        if method in vars(kind):
-            return True
-    return False
-
-
-def _is_ours(thing: Any) -> bool:
-    """Whether a function, or an object's class, is xpnn's own, and no method of the object is another."""
-    kind = _kind(thing)
-    if kind is type(thing) and any(callable(value) and hasattr(kind, name) for name, value in vars(thing).items()):
-        return False
-    # A function that wraps another has that one's name and module, but not its globals.
-    module = kind.__globals__["__name__"] if isinstance(kind, FunctionType) else kind.__module__
-    return module.partition(".")[0] == "xpnn"
-
-
-def _kind(thing: Any) -> Any:
-    while isinstance(thing, partial):
-        thing = thing.func
-    return thing if isinstance(thing, FunctionType | type) else type(thing)
-
-
-def _name(thing: Any) -> str:
-    path = thing.path if isinstance(thing, Layer) else ""
-    return f"{path} ({_kind(thing).__name__})" if path else _kind(thing).__name__
-
-
-def _parts(model: Any) -> Iterator[Any]:
-    """The loss and the layers of a model, those that hold others too."""
-    if isinstance(model, Model):
-        yield model.loss_function
-        yield from _layers(model.net)
-
-
-def _layers(layer: Layer) -> Iterator[Layer]:
-    yield layer
-    for value in vars(layer).values():
-        for each in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(each, Layer):
-                yield from _layers(each)

@@ -33,7 +33,8 @@ from xpnn.training.callbacks import Callback, Metrics
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.loss_scale import LossScale
 from xpnn.training.out_of_memory import largest_that_fits, shortage_in
-from xpnn.training.recorder import Recorder, may_change
+from xpnn.training.recordable import may_change
+from xpnn.training.recorder import Recorder
 from xpnn.training.resumable import Resumable
 
 REDUCTIONS = ("mean", "sum")
