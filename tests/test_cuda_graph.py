@@ -40,6 +40,7 @@ from xpnn.optim import EMA, Optimizer, ParamGroup
 from xpnn.random import Generator
 from xpnn.recording import record, varying
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, report
+from xpnn.training import solver as solver_module
 from xpnn.training.recordable import may_change
 from xpnn.training.run import build_model, build_solver
 from xpnn.training.settings import Settings
@@ -425,6 +426,42 @@ def test_memory_that_a_recording_leaves_too_short_is_given_back(cupy, monkeypatc
     assert solver.epoch == 3
     assert len(pools) == 1
     assert pools[0].is_freed
+
+
+SHORT = "ignore:Solver. memory is short beside a recorded step:RuntimeWarning"
+
+
+@pytest.mark.filterwarnings(SHORT)
+@pytest.mark.parametrize("where", ["loss", "order"])
+def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbers(cupy, monkeypatch, where):
+    """For the gradients of an epoch's rest, once everything has been drawn, or for an epoch's order."""
+    settings = {"data": image_data(), "augment": AUGMENT, "sampling": "shuffle", "drop_last": False, "batch_size": 9}
+
+    def make():
+        net = Sequential(Affine(8), BatchNorm(), ReLU(), Dropout(dropout_param={"p": 0.5, "mode": "train"}), Affine(3))
+        return Model(net, (60,), rng=3, backend="cupy")
+
+    plain, _ = trained(False, make(), **settings)
+    failed = []
+
+    def runs_short(function):
+        def wrapped(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if len(CuPy.pools) and (where == "order" or (len(args) > 2 and args[1].shape[0] < 9)):
+                failed.append(where)
+                raise MemoryError("out of memory")
+            return result
+
+        return wrapped
+
+    if where == "loss":
+        monkeypatch.setattr(Model, "loss", runs_short(Model.loss))
+    else:
+        monkeypatch.setattr(solver_module, "epoch_order", runs_short(solver_module.epoch_order))
+    tried, replays = trained("auto", make(), **settings)
+    assert failed == [where]
+    assert replays > 0
+    assert_same_training(plain, tried)
 
 
 @pytest.mark.parametrize("work", [lambda: 1, lambda: 1 / 0])

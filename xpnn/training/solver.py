@@ -326,7 +326,9 @@ class Solver(Resumable):
         """One step, and what is due after it."""
         started, rate = time.perf_counter(), self.optimizer.learning_rate
         iteration, shortage = self.iteration, shortage_in(self._step)
-        if shortage and self.iteration == iteration and self._recorder.give_up():
+        if shortage and self.iteration == iteration and self._recorder.give_up(self):
+            if iteration % self.iterations_per_epoch == 0:
+                self._batches.state = self._order_state  # the order is drawn again
             shortage = shortage_in(self._step)
         if shortage:
             raise OutOfMemory(self._smaller_batch(shortage))
