@@ -165,7 +165,7 @@ def test_half_types_lose_no_more_than_their_roundings(cupy, convolution, monkeyp
         np.testing.assert_allclose(received.get().astype("float32"), expected, rtol=1.01 * rounding, atol=atol)
 
 
-def test_what_is_in_use_is_told(cupy, convolution):
+def test_what_is_in_use_is_told(cupy, convolution, monkeypatch):
     products = importlib.import_module("xpnn.kernels.cupy.products")
     assert products.describe() == "cupy.matmul, exact float32; faster by cuBLASLt: pip install nvmath-python"
     assert convolution.describe().startswith("im2col and products; faster by cuDNN: pip install ")
@@ -175,3 +175,6 @@ def test_what_is_in_use_is_told(cupy, convolution):
     cudnn_on_cpu.install()
     assert products.describe() == "cuBLASLt 13.5, exact float32"
     assert convolution.describe().startswith("cuDNN 9.19.0, exact float32")
+    assert convolution.describe().endswith("; the fastest of up to 8 plans")
+    monkeypatch.setattr(convolution.cudnn, "AUTOTUNE", False)
+    assert convolution.describe().endswith("; the heuristic's first plan")

@@ -35,7 +35,7 @@ from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential
 from xpnn.losses import softmax_loss
-from xpnn.models import FullyConnectedNet
+from xpnn.models import FullyConnectedNet, ThreeLayerConvNet
 from xpnn.optim import EMA, Optimizer, ParamGroup
 from xpnn.random import Generator
 from xpnn.recording import record, varying
@@ -677,3 +677,17 @@ def test_every_model_is_recorded_and_no_step_waits(cupy, model, dtype_):
     cudnn_on_cpu.install()
     recorded, plain = (of_recipe(model, dtype_, graph) for graph in (True, False))
     assert_same_training(plain, recorded)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_convolutions_are_timed_in_the_first_step_alone(cupy, monkeypatch, graph):
+    cudnn_on_cpu.install()
+    monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", True)
+    monkeypatch.setattr(cudnn_on_cpu, "plans", [cudnn_on_cpu.Candidate(2.0), cudnn_on_cpu.Candidate(1.0)])
+    model = ThreeLayerConvNet((3, 4, 5), num_filters=2, filter_size=3, hidden_dim=4, backend="cupy")
+    _, waits = watched(Solver(model, image_data(), batch_size=5, num_epochs=1, graph=graph, verbose=False))
+    cudnn = importlib.import_module("xpnn.kernels.cupy.cudnn")
+    assert waits[0].count("event") == 2 * 2 * cudnn.ROUNDS  # forward, and the filters' gradient, of two plans each
+    assert len(waits) > 3
+    assert not any("event" in step for step in waits[1:])
+    assert cudnn_on_cpu.indices[-1] == 1

@@ -4,18 +4,23 @@ import ctypes
 import ctypes.util
 import importlib
 import inspect
+import os
 import subprocess
+import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cudnn_on_cpu
 import numpy as np
 import pytest
 import stand_in
+from cudnn_on_cpu import Candidate
 
 from test_cuda import needed
 from test_kernels import CALLS, assert_same_results, channels_last, definition, normals
 from xpnn import kernels
+from xpnn.kernels import fast_path
 from xpnn.windows import Window
 
 FUNCTIONS = [
@@ -27,12 +32,31 @@ FUNCTIONS = [
 
 @pytest.fixture
 def cupy(monkeypatch):
+    """With plans of cuDNN's own choice: so each call executes one."""
     if stand_in.COMPILER is None:
         pytest.skip("no g++ was found")
     with stand_in.installed() as module:
         cudnn_on_cpu.install()
         monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", True)
+        monkeypatch.setattr(ours_of_cudnn(), "AUTOTUNE", False)
         yield module
+
+
+@pytest.fixture
+def timed(cupy, monkeypatch):
+    """Plans that take so many milliseconds are timed."""
+    monkeypatch.setattr(ours_of_cudnn(), "AUTOTUNE", True)
+
+    def of(*plans):
+        plans = [plan if isinstance(plan, Candidate) else Candidate(plan) for plan in plans]
+        monkeypatch.setattr(cudnn_on_cpu, "plans", plans)
+
+    of(3.0, 1.0, 2.0)
+    return of
+
+
+def ours_of_cudnn():
+    return importlib.import_module("xpnn.kernels.cupy.cudnn")
 
 
 def ours(function):
@@ -93,13 +117,125 @@ def test_a_bias_may_begin_anywhere(cupy):
 @pytest.mark.parametrize("allowed", [False, True])
 def test_without_exact_plans_float32_is_the_fallbacks_unless_tf32_is_allowed(cupy, monkeypatch, allowed):
     monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", False)
-    monkeypatch.setattr(importlib.import_module("xpnn.kernels.cupy.cudnn"), "TF32", allowed)
+    monkeypatch.setattr(ours_of_cudnn(), "TF32", allowed)
     x, w = cupy.array(normals(2, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3))
     expected = definition(FUNCTIONS[0])(x.get(), w.get(), None, Window((3, 3)), 1)
     for _ in range(2):
         np.testing.assert_allclose(ours(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1).get(), expected, atol=1e-5)
     assert len(cudnn_on_cpu.executed) == 2 * allowed
     assert len(stand_in.launches) == 2 * (not allowed)
+
+
+# ---- plans that are timed
+
+
+@pytest.fixture
+def correlate(cupy):
+    """A call, on as many images as asked for; it returns the result and which plan was executed last."""
+    x, w = cupy.array(normals(9, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3))
+
+    def call(n=2):
+        out = ours(FUNCTIONS[0])(x[:n], w, None, Window((3, 3)), 1)
+        expected = definition(FUNCTIONS[0])(x[:n].view(np.ndarray), w.view(np.ndarray), None, Window((3, 3)), 1)
+        np.testing.assert_allclose(out.view(np.ndarray), expected, atol=1e-5)
+        return cudnn_on_cpu.indices[-1]
+
+    return call
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.usefixtures("timed")
+def test_what_is_timed_gives_the_results_of_the_definition(function):
+    for args in CALLS[function]:
+        assert_same_results(function, "cupy", ours(function), args)
+    assert cudnn_on_cpu.indices[-1] == 1
+
+
+def test_of_the_plans_that_can_be_built_the_fastest_is_kept(timed, correlate):
+    timed(5.0, Candidate(1.0, exists=False), 4.0, Candidate(2.0, workspace=0), Candidate(1.0, workspace=2**40), 3.0)
+    assert [correlate(), correlate()] == [3, 3]
+    assert set(cudnn_on_cpu.indices) == {0, 2, 3, 5}
+
+
+def test_plans_are_timed_when_a_shape_is_first_met(timed, correlate):
+    correlate()
+    cudnn = ours_of_cudnn()
+    executions = cudnn.ROUNDS * cudnn.RUNS + 1
+    assert len(cudnn_on_cpu.indices) == 3 * executions + 1
+    assert stand_in.waits.count("event") == 3 * cudnn.ROUNDS
+    stand_in.waits.clear()
+    timed(1.0, 2.0, 3.0)
+    assert correlate() == 1  # what has won stays
+    assert stand_in.waits == []
+    assert correlate(3) == 0
+    assert stand_in.waits.count("event") == 3 * cudnn.ROUNDS
+
+
+def test_a_few_plans_are_timed(timed, correlate):
+    timed(*(100.0 - i for i in range(40)))
+    assert correlate() == ours_of_cudnn().CANDIDATES - 1
+    assert len(set(cudnn_on_cpu.indices)) == ours_of_cudnn().CANDIDATES
+
+
+def test_of_plans_that_take_about_the_same_time_the_heuristics_first_is_kept(timed, correlate):
+    timed(2.0, 1.96, 1.95)
+    assert correlate() == 0
+
+
+def test_a_plan_for_which_memory_is_short_is_not_taken(timed, correlate, monkeypatch):
+    cudnn = ours_of_cudnn()
+
+    def empty(shape, dtype, real=cudnn.cupy.empty):
+        if shape == 4096:
+            raise MemoryError
+        return real(shape, dtype)
+
+    monkeypatch.setattr(cudnn.cupy, "empty", empty)
+    timed(2.0, Candidate(1.0, workspace=4096))
+    assert correlate() == 0
+    assert set(cudnn_on_cpu.indices) == {0}
+
+
+def test_nothing_is_timed_unless_it_is_asked_for(timed, correlate, monkeypatch):
+    monkeypatch.setattr(ours_of_cudnn(), "AUTOTUNE", False)
+    assert correlate() == 0
+    assert len(cudnn_on_cpu.indices) == 1
+    assert "event" not in stand_in.waits
+
+
+def test_while_a_graph_is_captured_nothing_is_timed_and_the_choice_holds(timed, cupy, correlate):
+    """Where the shape is known, by the plan that has won; else by the heuristic's, which is kept, too."""
+    x, w = cupy.array(normals(9, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3))
+    assert correlate(2) == 1
+    del cudnn_on_cpu.indices[:]
+    stand_in.waits.clear()
+    work = lambda n: ours(FUNCTIONS[0])(x[:n], w, None, Window((3, 3)), 1)  # noqa: E731
+    recorded = fast_path("recording.record", "cupy")(lambda: (work(2), work(4)))
+    assert cudnn_on_cpu.indices == [1, 0]
+    assert stand_in.waits == []
+    for out in recorded():
+        expected = definition(FUNCTIONS[0])(x.get()[: len(out)], w.get(), None, Window((3, 3)), 1)
+        np.testing.assert_allclose(out.get(), expected, atol=1e-5)
+    assert correlate(4) == 0
+
+
+def test_threads_that_meet_a_shape_together_time_it_once(timed, cupy):
+    x, w = cupy.array(normals(2, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: ours(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1), range(8)))
+    assert len(cudnn_on_cpu.built) == 1
+    assert stand_in.waits.count("event") == 3 * ours_of_cudnn().ROUNDS
+    assert cudnn_on_cpu.indices[-7:] == 7 * [1]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "True"), ("1", "True"), ("0", "False")])
+def test_it_is_switched_by_the_environment(value, expected):
+    needed("cupy")
+    unset = {key: setting for key, setting in os.environ.items() if key != "XPNN_AUTOTUNE"}
+    code = "from xpnn.kernels.cupy import cudnn; print(cudnn.AUTOTUNE)"
+    environment = unset if value is None else unset | {"XPNN_AUTOTUNE": value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected]
 
 
 # ---- against the frontend itself, where it is installed
@@ -123,7 +259,7 @@ def test_every_name_and_number_is_that_of_the_frontend(frontend):
 def test_every_method_takes_the_arguments_that_it_is_given(frontend):
     for ours, theirs in ((cudnn_on_cpu.pygraph, frontend.pygraph), (cudnn_on_cpu.tensor, frontend.tensor)):
         for name, method in vars(ours).items():
-            if not inspect.isfunction(method) or name in ("in_memory", "_with", "_of", "_step", "_value"):
+            if not inspect.isfunction(method) or name in ("in_memory", "_with", "_of", "_step", "_value", "_is_there"):
                 continue
             if ours is cudnn_on_cpu.tensor and name == "__init__":
                 continue
@@ -151,7 +287,7 @@ def version(frontend, tmp_path):
 
 @pytest.mark.usefixtures("version")
 def test_the_frontend_itself_finds_every_graph_valid(frontend, cupy, monkeypatch):
-    cudnn = importlib.import_module("xpnn.kernels.cupy.cudnn")
+    cudnn = ours_of_cudnn()
     for function in FUNCTIONS:
         for args in CALLS[function]:
             if args[0].dtype == np.float32:

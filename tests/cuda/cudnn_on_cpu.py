@@ -8,6 +8,7 @@ import ctypes
 import enum
 import math
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import stand_in
@@ -17,7 +18,7 @@ from stand_in import deferred
 from xpnn.layers import convolution
 from xpnn.windows import Window
 
-HANDLE, WORKSPACE = 99, 1024
+HANDLE = 99
 
 
 class data_type(enum.Enum):
@@ -44,9 +45,22 @@ class cudnnGraphNotSupportedError(Exception):
 
 
 DTYPES = {data_type.FLOAT: "float32", data_type.HALF: "float16", data_type.BFLOAT16: "bfloat16"}
+
+
+class Candidate(NamedTuple):
+    """A plan as the heuristic names it."""
+
+    milliseconds: float = 1.0
+    workspace: int = 1024
+    exists: bool = True  # or else it turns out at building that there is none
+
+
+PLANS = (Candidate(),)
+plans = PLANS  # of every graph, the best first
 has_exact_plans = False  # of float32
 built: list["pygraph"] = []
-executed: list[tuple] = []  # operation, shapes, whether with a bias
+executed: list[tuple] = []  # operation, shapes, what is done to the result
+indices: list[int] = []  # of the plans that were executed
 streams: list[int] = []
 
 
@@ -132,7 +146,7 @@ class pygraph:
 
     def _step(self, name):
         order = ["validate", "build_operation_graph", "create_execution_plans", "deselect_numeric_notes"]
-        order += ["check_support", "build_plans"]
+        order += ["deselect_workspace_greater_than", "check_support", "build_plans"]
         _require(order[len(self.steps)] == name, f"{name} after {self.steps}")
         self.steps.append(name)
 
@@ -157,21 +171,47 @@ class pygraph:
         self._step("deselect_numeric_notes")
         self.notes = notes
 
+    def deselect_workspace_greater_than(self, most):
+        self._step("deselect_workspace_greater_than")
+        self.most = most
+
+    def _is_there(self, plan):
+        inexact = numerical_note.TENSOR_CORE in self.notes and self.io == data_type.FLOAT and not has_exact_plans
+        return not inexact and plan.workspace <= self.most
+
     def check_support(self):
         self._step("check_support")
-        if self.io == data_type.FLOAT and numerical_note.TENSOR_CORE in self.notes and not has_exact_plans:
+        if not any(map(self._is_there, plans)):
             raise cudnnGraphNotSupportedError("no plan is left")
 
     def build_plans(self):
         self._step("build_plans")
+        self.index = next((i for i, plan in enumerate(plans) if self._is_there(plan) and plan.exists), None)
+        if self.index is None:
+            raise cudnnGraphNotSupportedError("no plan could be built")
         built.append(self)
 
+    def get_execution_plan_count(self):
+        _require(self.steps[-1] == "build_plans", "not ready")
+        return len(plans)
+
+    def build_plan_at_index(self, index):
+        _require(self.steps[-1] == "build_plans", "not ready")
+        if not self._is_there(plans[index]):
+            raise ValueError("a plan that was deselected")
+        if not plans[index].exists:
+            raise cudnnGraphNotSupportedError("there is no such plan")
+        self.index = index
+
     def get_workspace_size(self):
-        return WORKSPACE
+        return plans[self.index].workspace
 
     def execute(self, tensor_to_device_buffer, workspace, handle=None):
-        _require(self.steps[-1] == "build_plans" and handle == HANDLE and workspace != 0, "not ready")
+        _require(self.steps[-1] == "build_plans" and handle == HANDLE, "not ready")
+        _require((workspace != 0) == (plans[self.index].workspace != 0), "another plan's workspace")
         _require(streams[-1] == stand_in.streams[-1].ptr, "another stream than CuPy's")
+        stand_in.clock.milliseconds += plans[self.index].milliseconds
+        indices.append(self.index)
         arrays = {x.uid: x.in_memory(tensor_to_device_buffer[x.uid]) for x in self.tensors if x.uid is not None}
         _require(arrays.keys() == tensor_to_device_buffer.keys(), "arrays that the graph does not know")
 
@@ -210,5 +250,5 @@ class pygraph:
 def install() -> None:
     """Put it where cuDNN's frontend is imported from, for as long as the stand-in for CuPy is installed."""
     sys.modules["cudnn"] = sys.modules[__name__]
-    for record in (built, executed, streams):
+    for record in (built, executed, indices, streams):
         record.clear()

@@ -522,6 +522,9 @@ class Stream:
     def __exit__(self, *_):
         streams.pop()
 
+    def is_capturing(self):
+        return _capture is not None and streams[-1] is self
+
     def begin_capture(self):
         global _capture
         if streams[-1] is not self or not self.non_blocking or _capture is not None:
@@ -534,6 +537,28 @@ class Stream:
         if not ended.is_valid:
             raise KernelError("the capture has become invalid")
         return Graph(ended)
+
+
+class Event:
+    """A time on the device's clock, which only libraries' stand-ins move."""
+
+    def record(self):
+        refuse_in_capture("an event that is timed")
+        self.time, self.is_reached = clock.milliseconds, False
+
+    def synchronize(self):
+        refuse_in_capture("an event that is waited for")
+        waits.append("event")
+        self.is_reached = True
+
+
+def get_elapsed_time(start, end):
+    if not getattr(end, "is_reached", False):
+        raise KernelError("the device is not there yet")
+    return end.time - start.time
+
+
+clock = types.SimpleNamespace(milliseconds=0.0)
 
 
 class Graph:
@@ -621,7 +646,9 @@ def _modules() -> dict[str, types.ModuleType]:
 
     cupy.__getattr__ = of_numpy
     cupy.cuda = types.SimpleNamespace(
-        get_current_stream=lambda: streams[-1], Stream=Stream, MemoryPool=MemoryPool, using_allocator=using_allocator
+        get_current_stream=lambda: streams[-1],
+        get_elapsed_time=get_elapsed_time,
+        **{x.__name__: x for x in (Event, Stream, MemoryPool, using_allocator)},
     )
     modules["cupyx.scipy.special"].erf = _error_function
     for parent, child in itertools.pairwise(names[1:]):

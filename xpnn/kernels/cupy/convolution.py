@@ -162,4 +162,5 @@ def describe() -> str:
     if cudnn.library() is None:
         return "im2col and products; faster by cuDNN: pip install nvidia-cudnn-frontend nvidia-cudnn-cu13 (or -cu12)"
     single = "TF32" if cublaslt.TF32 else "exact float32, by im2col and products where cuDNN has no exact plan"
-    return f"cuDNN {cudnn.version()}, {single}"
+    plans = f"the fastest of up to {cudnn.CANDIDATES} plans" if cudnn.AUTOTUNE else "the heuristic's first plan"
+    return f"cuDNN {cudnn.version()}, {single}; {plans}"

@@ -1,4 +1,8 @@
-"""Convolution by cuDNN, through the graphs of its frontend; each problem's plan is made once and kept.
+"""Convolution by cuDNN, through the graphs of its frontend; each problem's plan is chosen once and kept.
+
+The first plans that cuDNN's heuristic names are timed when a problem is first met, on its own arrays, and the fastest
+is kept. That waits for the device, so a problem first met while a graph is captured keeps the heuristic's choice. Plans
+differ in the last bits: which one wins may differ between two processes, and does not change within one.
 
 Images and filters lie in memory with their channels last, while cuDNN's dimensions are always (N, C, H, W): strides say
 how it is. What cuDNN has no plan for is left to the caller: float64, and float32 where all plans round it to TF32 and
@@ -8,6 +12,7 @@ that is not allowed.
 import functools
 import importlib
 import math
+import os
 import threading
 from typing import Any, NamedTuple
 
@@ -16,6 +21,11 @@ import cupy
 from xpnn.kernels.cupy.cublaslt import TF32
 from xpnn.windows import Pair, Window
 
+AUTOTUNE = os.environ.get("XPNN_AUTOTUNE") != "0"  # whether plans are timed
+CANDIDATES = 8  # plans that are
+ROUNDS, RUNS = 3, 10  # how often, and executions of a round, one right behind the other
+CLEARLY = 0.97  # of a plan's time: what a later one may take to be preferred. Noise alone does not choose
+WORKSPACE = 256 * 2**20  # bytes that a plan may ask for
 ALIGNED = 16  # bytes: the most that a plan relies on
 TYPES = {"f": "FLOAT", "e": "HALF", "E": "BFLOAT16"}
 FIRST, SECOND, BIAS, RESULT = range(1, 5)  # by which numbers a graph knows its arrays
@@ -30,6 +40,7 @@ class Plan(NamedTuple):
 
 _plans: dict[tuple, Plan | None] = {}
 _streams: dict[int, int] = {}  # by handle
+_choosing = threading.Lock()  # a graph that is timed executes now this plan, now that: no other thread may use it yet
 
 
 @functools.cache
@@ -76,27 +87,42 @@ def _run(operation: str, first: Any, second: Any, shape: Shape, window: Window, 
     arrays = [*map(_channels_last, arrays[:2]), *map(cupy.ascontiguousarray, arrays[2:])]
     aligned = tuple(min(x.data.ptr & -x.data.ptr, ALIGNED) for x in arrays)
     key = (operation, first.shape, second.shape, shape, window, dtype.char, aligned)
-    if key not in _plans:
-        _plans[key] = _plan(*key)
-    plan = _plans[key]
-    if plan is None:
+    if key in _plans and _plans[key] is None:
         return None
     n, c, height, width = shape
     out = cupy.empty((n, height, width, c), dtype=dtype)
+    pointers = {number: x.data.ptr for number, x in enumerate(arrays, FIRST)} | {RESULT: out.data.ptr}
+    plan = _plans[key] if key in _plans else _choose(key, pointers)
+    if plan is None:
+        return None
+    _execute(plan, pointers)
+    return out.transpose(0, 3, 1, 2)
+
+
+def _choose(key: tuple, pointers: dict[int, int]) -> Plan | None:
+    with _choosing:
+        if key not in _plans:
+            plan = _plan(*key)
+            if plan is not None and AUTOTUNE and not cupy.cuda.get_current_stream().is_capturing():
+                plan = _fastest(plan.graph, pointers)
+            _plans[key] = plan
+        return _plans[key]
+
+
+def _execute(plan: Plan, pointers: dict[int, int]) -> None:
     memory = cupy.empty(plan.workspace, dtype="uint8") if plan.workspace else None  # of the pool, so of this stream
     cudnn, stream = library(), cupy.cuda.get_current_stream().ptr
     handle = _handle(cudnn)
     if _streams.get(handle) != stream:
         cudnn.set_stream(handle=handle, stream=stream)
         _streams[handle] = stream
-    pointers = {number: x.data.ptr for number, x in enumerate(arrays, FIRST)} | {RESULT: out.data.ptr}
     plan.graph.execute(pointers, 0 if memory is None else memory.data.ptr, handle=handle)
-    return out.transpose(0, 3, 1, 2)
 
 
 def _plan(
     operation: str, first: Shape, second: Shape, result: Shape, window: Window, char: str, aligned: Shape
 ) -> Plan | None:
+    """The first that can be built of those that the heuristic names, the best ones first; None where there is none."""
     cudnn = library()
     graph = _graph(cudnn, operation, first, second, result, window, char, aligned)
     try:
@@ -104,11 +130,53 @@ def _plan(
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
         graph.deselect_numeric_notes(_unwanted(cudnn, exact=char == "f" and not TF32))
+        graph.deselect_workspace_greater_than(WORKSPACE)
         graph.check_support()
         graph.build_plans()
-    except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+    except _declined(cudnn):
         return None
     return Plan(graph, graph.get_workspace_size())
+
+
+def _fastest(graph: Any, pointers: dict[int, int]) -> Plan:
+    """Time the first plans of a graph, and build the fastest: it executes the one that was built last."""
+    built, best, least = 0, 0, math.inf
+    for index in range(graph.get_execution_plan_count()):
+        try:
+            graph.build_plan_at_index(index)
+        except _declined(library()):
+            continue
+        time = _time(Plan(graph, graph.get_workspace_size()), pointers)
+        if built == 0 or time < CLEARLY * least:
+            best, least = index, time
+        built += 1
+        if built == CANDIDATES:
+            break
+    graph.build_plan_at_index(best)
+    return Plan(graph, graph.get_workspace_size())
+
+
+def _time(plan: Plan, pointers: dict[int, int]) -> float:
+    """Of some executions, in milliseconds; infinite where memory is short for it, or the device refuses."""
+    start, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
+    refused: tuple[type[Exception], ...] = (MemoryError, *_declined(library()))
+    try:
+        _execute(plan, pointers)  # which may have to load it first
+        for _ in range(ROUNDS):
+            start.record()
+            for _ in range(RUNS):
+                _execute(plan, pointers)
+            end.record()
+            end.synchronize()
+            times.append(cupy.cuda.get_elapsed_time(start, end))
+    except refused:
+        return math.inf
+    return min(times)
+
+
+def _declined(cudnn: Any) -> tuple[type[Exception], ...]:
+    """What is raised for plans that there are not, and by newer frontends for those that were deselected."""
+    return cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError
 
 
 def _graph(
