@@ -187,6 +187,27 @@ def _convolution(char: str, images: tuple[int, ...], filters: tuple[int, ...], p
     return x.transpose(0, 3, 1, 2), cupy.ascontiguousarray(w) / 16, dout.transpose(0, 3, 1, 2), window
 
 
+@check("a ReLU behind a convolution comes with cuDNN's plan")
+def rectified() -> str:
+    import cupy
+
+    from xpnn.kernels.cupy import cudnn
+    from xpnn.layers import convolution as definition
+
+    has = []
+    for char in "feE":
+        x, w, _, window = _convolution(char, *CONVOLUTIONS[3])
+        (bias,) = arrays(char, (len(w),))
+        for b in (bias, None):
+            out = cudnn.correlate(x, w, b, window, relu=True)
+            if out is not None:
+                truth = definition.correlate_relu(host(x), host(w), None if b is None else host(b), window, 1)
+                near(out, truth, int(np.prod(w.shape[1:])), char)
+                nan = float(cudnn.correlate(cupy.full_like(x, float("nan")), w, b, window, relu=True)[0, 0, 0, 0])
+                has.append(f"{x.dtype} {'without' if b is None else 'with'} a bias (of NaN: {nan})")
+    return "; ".join(has) or "cuDNN has it for none"
+
+
 @check("cuDNN's plans give the results of the definition")
 def cudnn_plans() -> str:
     from xpnn.kernels.cupy import cudnn

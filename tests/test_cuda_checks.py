@@ -59,6 +59,16 @@ def test_cudnns_check_says_where_there_is_no_plan(device_checks, monkeypatch, ha
     assert device_checks.CHECKS["cuDNN's plans give the results of the definition"]() == words
 
 
+@pytest.mark.parametrize("fuses", [True, False])
+def test_cudnns_check_says_where_it_rectifies(device_checks, monkeypatch, fuses):
+    needed("ml_dtypes")
+    monkeypatch.setattr(device_checks, "CONVOLUTIONS", 4 * [((2, 3, 8, 8), (4, 3, 3, 3), 1)])
+    monkeypatch.setattr(cudnn_on_cpu, "fuses_relu", fuses)
+    words = device_checks.CHECKS["a ReLU behind a convolution comes with cuDNN's plan"]()
+    halves = [f"{half} {bias} a bias (of NaN: nan)" for half in ("float16", "bfloat16") for bias in ("with", "without")]
+    assert words == ("; ".join(halves) if fuses else "cuDNN has it for none")
+
+
 CAPTURED = ["a product by cuBLASLt is captured, each with its own bias", "a convolution by cuDNN is captured"]
 
 

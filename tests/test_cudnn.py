@@ -19,12 +19,15 @@ from cudnn_on_cpu import Candidate
 
 from test_cuda import needed
 from test_kernels import CALLS, assert_same_results, channels_last, definition, normals
-from xpnn import kernels
+from xpnn import Model, kernels
+from xpnn import backend as backends
 from xpnn.kernels import fast_path
+from xpnn.layers import Affine, BatchNorm, Conv, Flatten, ReLU, Sequential
 from xpnn.windows import Window
 
 FUNCTIONS = [
     "layers.convolution.correlate",
+    "layers.convolution.correlate_relu",
     "layers.convolution.correlate_filter_grad",
     "layers.convolution.correlate_input_grad",
 ]
@@ -93,7 +96,7 @@ def test_images_with_the_channels_last_are_not_copied(cupy):
     x, w, b = (cupy.array(channels_last(normals(*s))) for s in ((2, 4, 5, 5), (6, 4, 3, 3), (1, 6, 1, 1)))
     out = ours(FUNCTIONS[0])(x, w, b.reshape(6), Window((3, 3)), 1)
     assert out.strides == tuple(4 * stride for stride in (54, 1, 18, 6))
-    assert cudnn_on_cpu.executed == [("fprop", x.shape, w.shape, True)]
+    assert cudnn_on_cpu.executed == [("fprop", x.shape, w.shape, "bias")]
     assert stand_in.launches == []
 
 
@@ -114,6 +117,27 @@ def test_a_bias_may_begin_anywhere(cupy):
         np.testing.assert_allclose(ours(FUNCTIONS[0])(x, w, b, Window((3, 3)), 1).get(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("b", [None, normals(6)])
+def test_a_relu_behind_a_convolution_is_part_of_its_graph(cupy, b):
+    x, w = (cupy.array(channels_last(normals(*shape))) for shape in ((2, 4, 5, 5), (6, 4, 3, 3)))
+    b = None if b is None else cupy.array(b)
+    out = ours(FUNCTIONS[1])(x, w, b, Window((3, 3)), 1)
+    assert (out.get() >= 0).all()
+    assert cudnn_on_cpu.executed == [("fprop", x.shape, w.shape, *([] if b is None else ["bias"]), "relu")]
+    assert stand_in.launches == []
+
+
+def test_a_relu_for_which_there_is_no_plan_is_a_launch_of_its_own(cupy, monkeypatch):
+    monkeypatch.setattr(cudnn_on_cpu, "fuses_relu", False)
+    x, w, b = (cupy.array(normals(*shape)) for shape in ((2, 4, 5, 5), (6, 4, 3, 3), (6,)))
+    args = x, w, b, Window((3, 3)), 1
+    expected = definition(FUNCTIONS[1])(*(arg.get() for arg in args[:3]), *args[3:])
+    for _ in range(2):
+        np.testing.assert_allclose(ours(FUNCTIONS[1])(*args).get(), expected, atol=1e-5)
+    assert cudnn_on_cpu.executed == 2 * [("fprop", x.shape, w.shape, "bias")]
+    assert [launch.kernel for launch in stand_in.launches] == 2 * ["positive_part<float>"]
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_without_exact_plans_float32_is_the_fallbacks_unless_tf32_is_allowed(cupy, monkeypatch, allowed):
     monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", False)
@@ -124,6 +148,69 @@ def test_without_exact_plans_float32_is_the_fallbacks_unless_tf32_is_allowed(cup
         np.testing.assert_allclose(ours(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1).get(), expected, atol=1e-5)
     assert len(cudnn_on_cpu.executed) == 2 * allowed
     assert len(stand_in.launches) == 2 * (not allowed)
+
+
+# ---- layers
+
+
+NETS = {
+    "a bias": lambda: [Conv(6, 3, pad=1), ReLU(), Conv(4, 3), ReLU()],
+    "no bias": lambda: [Conv(6, 3, bias=False), ReLU(), Flatten(), Affine(3)],
+    "frozen": lambda: [Conv(8, 2, train_weights=False), ReLU()],
+    "groups": lambda: [Conv(8, 3, groups=2, stride=2), ReLU(), BatchNorm(), ReLU()],
+}
+
+
+def passes(backend, layers, dtype="float32"):
+    """Scores, and the gradients of inputs and parameters."""
+    net = Model(Sequential(*layers), (4, 7, 7), backend=backend, rng=3, dtype=dtype).net
+    like = backends.get(backend).asarray
+    out, cache = net.forward(like(normals(5, 4, 7, 7).astype(dtype)), train=True)
+    dx, grads = net.backward(like(normals(*out.shape, seed=1).astype(dtype)), cache)
+    _, without_dx = net.backward(like(normals(*out.shape, seed=1).astype(dtype)), cache, input_grad=False)
+    assert grads.keys() == without_dx.keys()
+    return {"out": out, "dx": dx, **grads, **{f"{name} alone": grad for name, grad in without_dx.items()}}
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("fuses", [True, False])
+def test_a_convolution_that_rectifies_has_the_gradients_of_both_layers(cupy, monkeypatch, make, fuses):
+    monkeypatch.setattr(cudnn_on_cpu, "fuses_relu", fuses)
+    expected, received = (passes(backend, make()) for backend in ("numpy", "cupy"))
+    assert any("relu" in executed for executed in cudnn_on_cpu.executed) == fuses
+    assert expected.keys() == received.keys()
+    for name, truth in expected.items():
+        # A few layers, each adding up at most some hundred products in another order.
+        atol = 32 * np.finfo("float32").eps * np.abs(truth).max()
+        np.testing.assert_allclose(received[name].get(), truth, rtol=0, atol=atol, err_msg=name)
+
+
+def test_the_gradient_before_a_relu_and_that_of_the_bias_are_one_launch(cupy):
+    net = Model(Sequential(Conv(6, 3), ReLU()), (4, 7, 7), backend="cupy", rng=3).net
+    stand_in.launches.clear()
+    out, cache = net.forward(cupy.array(channels_last(normals(5, 4, 7, 7))), train=True)
+    assert stand_in.launches == []
+    net.backward(cupy.array(channels_last(normals(*out.shape))), cache)
+    assert [launch.kernel for launch in stand_in.launches] == ["grad<float, float, relu>"]
+    assert [operation for operation, *_ in cudnn_on_cpu.executed] == ["fprop", "wgrad", "dgrad"]
+
+
+def test_scores_are_those_of_both_layers(cupy):
+    nets = [Model(Sequential(*NETS["a bias"]()), (4, 7, 7), backend=name, rng=3).net for name in ("numpy", "cupy")]
+    x = normals(5, 4, 7, 7)
+    np.testing.assert_allclose(nets[1].infer(cupy.array(x)).get(), nets[0].infer(x), atol=1e-5)
+    assert [executed[-1] for executed in cudnn_on_cpu.executed] == ["relu", "relu"]
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_halves_are_rectified_as_by_a_layer_of_its_own(cupy, half):
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    fused, apart = (passes("cupy", [Conv(6, 3), *between, ReLU()], half) for between in ([], [Flatten()]))
+    assert [executed[-1] for executed in cudnn_on_cpu.executed if executed[0] == "fprop"] == ["relu", "bias"]
+    assert fused["out"].dtype == np.dtype(half)
+    for name, array in apart.items():
+        np.testing.assert_array_equal(fused[name].get().ravel(), array.get().ravel(), err_msg=name)
 
 
 # ---- plans that are timed

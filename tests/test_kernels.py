@@ -144,6 +144,17 @@ def picks():
         yield x, indices[:0], rows[:0], columns[:0]
 
 
+CORRELATIONS = [
+    *((x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)),
+    *(
+        (normals(n, 4, 5, 8), normals(60, 4 // groups, *window.size, seed=1), bias, window, groups)
+        for window, groups in CONVOLUTIONS
+        for n in (0, 1, 2)
+        for bias in (normals(60, seed=2), None)
+    ),
+]
+
+
 class KeptBy(NamedTuple):
     """In place of an argument: what the function of the same library keeps for it, the last of its results."""
 
@@ -323,15 +334,8 @@ CALLS = {
         (normals(4, 0), normals(5, 0), normals(4, 5), "relu"),
     ],
     "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
-    "layers.convolution.correlate": [
-        *((x, w, bias, window, groups) for x, w, b, _, window, groups in EACH_CONVOLUTION for bias in (b, None)),
-        *(
-            (normals(n, 4, 5, 8), normals(60, 4 // groups, *window.size, seed=1), bias, window, groups)
-            for window, groups in CONVOLUTIONS
-            for n in (0, 1, 2)
-            for bias in (normals(60, seed=2), None)
-        ),
-    ],
+    "layers.convolution.correlate": CORRELATIONS,
+    "layers.convolution.correlate_relu": CORRELATIONS,
     "layers.convolution.correlate_filter_grad": [
         (dout, x, window, groups) for x, _, _, dout, window, groups in EACH_CONVOLUTION
     ],
@@ -391,6 +395,7 @@ ROUNDINGS = {
     "layers.batchnorm.gradient_sums_relu": 32,  # of 70,000 terms of both signs, a fiftieth of their sizes' sum
     "layers.batchnorm.input_gradient": 0,
     "layers.convolution.correlate": 16,
+    "layers.convolution.correlate_relu": 16,
     "layers.convolution.correlate_filter_grad": 16,
     "layers.convolution.correlate_input_grad": 16,
     **{f"layers.normalization.{norm}{way}": 16 for norm in NORMS for way in ("", "_grad")},
@@ -419,6 +424,7 @@ OF_DEVICES = {
     "layers.affine.activated_grad",
     "layers.affine.activated_input_grad",
     "layers.affine.param_grads",
+    "layers.convolution.correlate_relu",
     "models.model.spoil",
     "data.images.pick",
     "optim.norms.sum_of_squares",

@@ -59,6 +59,7 @@ PLANS = (Candidate(),)
 plans = PLANS  # of every graph, the best first
 has_exact_plans = False  # of float32
 built: list["pygraph"] = []
+fuses_relu = True
 executed: list[tuple] = []  # operation, shapes, what is done to the result
 indices: list[int] = []  # of the plans that were executed
 streams: list[int] = []
@@ -140,6 +141,9 @@ class pygraph:
     def bias(self, *, input, bias):
         return self._of("bias", input, bias)
 
+    def relu(self, *, input):
+        return self._of("relu", input)
+
     def _of(self, operation, *source):
         self.tensors.append(tensor(data_type=self.io, source=(operation, *source)))
         return self.tensors[-1]
@@ -177,7 +181,8 @@ class pygraph:
 
     def _is_there(self, plan):
         inexact = numerical_note.TENSOR_CORE in self.notes and self.io == data_type.FLOAT and not has_exact_plans
-        return not inexact and plan.workspace <= self.most
+        declined = self.result.source[0] == "relu" and not fuses_relu
+        return not inexact and not declined and plan.workspace <= self.most
 
     def check_support(self):
         self._step("check_support")
@@ -221,15 +226,17 @@ class pygraph:
             arrays[self.result.uid][...] = value
 
         deferred(compute)
-        operation = self.result.source
-        biased = operation[0] == "bias"
-        operation = operation[1].source if biased else operation
-        executed.append((operation[0], tuple(operation[1].dim), tuple(operation[2].dim), biased))
+        operation, after = self.result.source, ()
+        while operation[0] in ("bias", "relu"):
+            operation, after = operation[1].source, (operation[0], *after)
+        executed.append((operation[0], tuple(operation[1].dim), tuple(operation[2].dim), *after))
 
     def _value(self, x, arrays):
         if x.source is None:
             return arrays[x.uid].astype("float32")
         operation, *source = x.source
+        if operation == "relu":
+            return np.maximum(self._value(source[0], arrays), 0)
         first, second = (self._value(y, arrays) for y in source[:2])
         if operation == "bias":
             _require(second.shape == (1, first.shape[1], 1, 1), "a bias is for channels")

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from xpnn.arguments import check_flag, check_keys, check_whole
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
+from xpnn.layers.activation import ReLU, positive_part
+from xpnn.layers.affine import activated_grad
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.precision import narrowed
-from xpnn.layers.rows import pixels, sum_rows
+from xpnn.layers.rows import images, pixels, sum_rows
 from xpnn.windows import Pair, Window, as_pair
 
 
@@ -59,9 +61,21 @@ def conv_forward(x: Array, w: Array, b: Array | None, conv_param: Mapping[str, A
     return _conv(x, w, b, window, groups)
 
 
-def _conv(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> tuple[Array, Cache]:
+class Rectified(NamedTuple):
+    """The cache of a convolution that has computed the ReLU behind it, too."""
+
+    own: Cache
+    out: Array
+
+
+def _conv(x: Array, w: Array, b: Array | None, window: Window, groups: int, relu: bool = False) -> tuple[Array, Cache]:
+    cache = x, w, b is not None, window, groups
+    if relu:
+        fast = fast_path("layers.convolution.correlate_relu", library_of(x))
+        out = (fast or correlate_relu)(x, w, b, window, groups)
+        return out, Rectified(cache, out)
     fast = fast_path("layers.convolution.correlate", library_of(x))
-    return (fast or correlate)(x, w, b, window, groups), (x, w, b is not None, window, groups)
+    return (fast or correlate)(x, w, b, window, groups), cache
 
 
 def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
@@ -83,18 +97,26 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None
     dw : array (F, C / groups, KH, KW)
     db : array (F,), None where there was no bias
     """
-    dw, db = _param_grads(dout, cache)
-    return _input_grad(dout, cache), dw, db
+    dout, cache, db = _bias_grad(dout, cache)
+    return _input_grad(dout, cache), _filter_grad(dout, cache), db
 
 
-def _param_grads(dout: Array, cache: Cache, weights: bool = True) -> tuple[Array | None, Array | None]:
-    x, w, has_bias, window, groups = cache
+def _bias_grad(dout: Array, cache: Cache) -> tuple[Array, Cache, Array | None]:
+    """Return db, with the gradient and the cache of the convolution alone."""
+    own = cache.own if isinstance(cache, Rectified) else cache
+    x, w, has_bias, window, _ = own
     check_dout("conv_backward", dout, x, (x.shape[0], w.shape[0], *window.counts(x.shape[2:])))
-    db = sum_rows(pixels(dout)) if has_bias else None
-    if not weights:
-        return None, db
+    if own is cache:
+        return dout, own, sum_rows(pixels(dout)) if has_bias else None
+    fast = fast_path("layers.affine.activated_grad", library_of(x))
+    rows, db = (fast or activated_grad)(pixels(dout), pixels(cache.out), "relu")
+    return images(rows, dout.shape), own, db if has_bias else None
+
+
+def _filter_grad(dout: Array, cache: Cache) -> Array:
+    x, _, _, window, groups = cache
     fast = fast_path("layers.convolution.correlate_filter_grad", library_of(x))
-    return (fast or correlate_filter_grad)(dout, x, window, groups), db
+    return (fast or correlate_filter_grad)(dout, x, window, groups)
 
 
 def _input_grad(dout: Array, cache: Cache) -> Array:
@@ -110,6 +132,11 @@ def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int) 
     filters = xp.reshape(w, (groups, f // groups, columns.shape[2]))
     out = xp.reshape(xp.matmul(filters, columns), (n, f, *window.counts(x.shape[2:])))
     return out if b is None else out + xp.reshape(b, (f, 1, 1))
+
+
+def correlate_relu(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+    """The definition of a convolution with a ReLU behind it."""
+    return positive_part(correlate(x, w, b, window, groups))
 
 
 def correlate_filter_grad(dout: Array, x: Array, window: Window, groups: int) -> Array:
@@ -188,6 +215,7 @@ class Conv(Layer):
         False keeps W as it starts: it is then state, not a parameter.
     """
 
+    fuses: ClassVar[dict[type[Layer], str]] = {ReLU: "layers.convolution.correlate_relu"}
     torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
 
     def __init__(
@@ -248,10 +276,18 @@ class Conv(Layer):
         return 2 * math.prod(self._w_spec(input_shape).shape) * math.prod(self.output_shape(input_shape)[1:])
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
+        return self._forward(x)
+
+    def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
+        return self._forward(x, relu=True)
+
+    def _forward(self, x: Array, relu: bool = False) -> tuple[Array, Cache]:
         w = self.params["W"] if self.train_weights else narrowed(self.state["W"], x.dtype)
-        return _conv(x, w, self.params.get("b"), self.window, self.groups)
+        return _conv(x, w, self.params.get("b"), self.window, self.groups, relu)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        dw, db = _param_grads(dout, cache, self.train_weights)
-        grads = {name: grad for name, grad in (("W", dw), ("b", db)) if grad is not None}
+        dout, cache, db = _bias_grad(dout, cache)
+        grads = {"W": _filter_grad(dout, cache)} if self.train_weights else {}
+        if db is not None:
+            grads["b"] = db
         return (_input_grad(dout, cache) if input_grad else None), grads

@@ -12,6 +12,7 @@ import cupy
 
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import cublaslt, cudnn, source
+from xpnn.kernels.cupy.activation import positive_part
 from xpnn.kernels.cupy.products import multiply
 from xpnn.windows import Pair, Window
 
@@ -29,6 +30,14 @@ def correlate(x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
     x, w = _of_one_dtype(x, w)
     out = cudnn.correlate(x, w, b, window)
     return _correlate(x, _rows_of_filters(w, groups), b, window) if out is None else out
+
+
+@kernel("layers.convolution.correlate_relu", "cupy")
+def correlate_relu(x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
+    """One launch where cuDNN has a plan for both; its ReLU may make 0 of what is no number, as cuBLASLt's does."""
+    x, w = _of_one_dtype(x, w)
+    out = cudnn.correlate(x, w, b, window, relu=True)
+    return positive_part(correlate(x, w, b, window, groups)) if out is None else out
 
 
 def _correlate(x: Any, filters: Any, b: Any, window: Window) -> Any:

@@ -64,10 +64,10 @@ def _handle_of(thread: int, cudnn: Any) -> int:
     return cudnn.create_handle()
 
 
-def correlate(x: Any, w: Any, b: Any, window: Window) -> Any:
-    """Return what `layers.convolution.correlate` does, or None."""
+def correlate(x: Any, w: Any, b: Any, window: Window, relu: bool = False) -> Any:
+    """Return what `layers.convolution.correlate` or `correlate_relu` does, or None."""
     shape = len(x), len(w), *window.counts(x.shape[2:])
-    return _run("fprop", x, w, shape, window, b)
+    return _run("fprop_relu" if relu else "fprop", x, w, shape, window, b)
 
 
 def correlate_filter_grad(dout: Any, x: Any, window: Window, groups: int) -> Any:
@@ -198,7 +198,7 @@ def _graph(
         for shape, number, size in zip((first, second), (FIRST, SECOND), aligned, strict=False)
     )
     geometry = {"padding": list(window.pad), "stride": list(window.stride), "dilation": list(window.dilation)}
-    if operation == "fprop":
+    if operation.startswith("fprop"):
         out = graph.conv_fprop(image=a, weight=b, **geometry)
     elif operation == "wgrad":
         out = graph.conv_wgrad(image=a, loss=b, **geometry)
@@ -208,6 +208,8 @@ def _graph(
         of_channels = (1, result[1], 1, 1)
         bias = graph.tensor(dim=list(of_channels), stride=_strides(of_channels), uid=BIAS).set_alignment(aligned[2])
         out = graph.bias(input=out, bias=bias)
+    if operation == "fprop_relu":
+        out = graph.relu(input=out)
     out.set_output(True).set_uid(RESULT).set_dim(list(result)).set_stride(_strides(result)).set_data_type(io)
     return graph
 
