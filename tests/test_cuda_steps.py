@@ -6,9 +6,11 @@ import stand_in
 
 import test_cuda
 from test_kernels import channels_last, normals
+from xpnn import Model
 from xpnn import backend as backends
 from xpnn.data.augmentation import AlternatingFlip, Batch, Compose, RandomCrop, RandomFlip
 from xpnn.kernels.updates import UPDATES
+from xpnn.layers import Flatten, Sequential, Standardize
 from xpnn.optim import Optimizer, ParamGroup
 from xpnn.optim.norms import clip_factor
 from xpnn.optim.rules import RULES
@@ -17,6 +19,7 @@ from xpnn.random import Generator
 
 cupy, ours = test_cuda.cupy, test_cuda.ours  # the fixture, and the table's kernels
 
+C_TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 HALVES = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half the spacing at 1
 
 
@@ -144,3 +147,51 @@ def test_gather_crop_and_flip_are_one_launch_of_bytes(cupy, layout, flip):
         results.append(out.get())
     for out, batch in zip(results, batches(backends.get("numpy"), indices), strict=True):
         np.testing.assert_array_equal(out, augment(x, batch, batch.indices))
+
+
+@pytest.mark.parametrize("type_", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("layout", [np.asarray, channels_last])
+def test_bytes_become_a_nets_numbers_in_one_launch_with_their_channels_last(cupy, layout, type_):
+    if type_ == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    x = layout(np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8))
+    statistics, results = np.full((3, 1, 1), 121.3), []
+    for backend in ("numpy", "cupy"):
+        net = Sequential(Standardize(statistics, statistics / 2), Flatten())
+        model = Model(net, (3, 32, 32), backend=backend, dtype="float32" if backend == "numpy" else type_)
+        images = model._enter(backends.get(backend).asarray(x))
+        launched()
+        results.append(net.layers["standardize1"].forward(images)[0])
+    expected, received = results
+    assert launched() == [f"standardized<unsigned char, {C_TYPES[type_]}>"]
+    assert received.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert received.dtype == np.dtype(type_)
+    if type_ == "float64":
+        np.testing.assert_array_equal(received.get(), (x - statistics) / (statistics / 2))
+    else:
+        np.testing.assert_array_equal(received.get(), expected.astype(type_))
+
+
+def test_from_indices_to_a_nets_numbers_images_are_moved_twice(cupy, monkeypatch):
+    """Once as bytes; and nothing but rows and columns is computed besides."""
+    data = cupy.array(np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8))
+    model = Model(Sequential(Standardize(121.0, 60.0), Flatten()), (3, 32, 32), backend="cupy")
+    augment, written = Compose([RandomCrop(4), RandomFlip()]), []
+
+    def watching(function, args, kwargs=None, into=None, real=stand_in._do):
+        out = real(function, args, kwargs, into)
+        given = [stand_in._root(x) for x in stand_in._arrays_in(args)]
+        if isinstance(out, np.ndarray) and (into is not None or not any(stand_in._root(out) is x for x in given)):
+            written.append(out.size)
+        return out
+
+    (batch, *_) = batches(backends.get("cupy"), np.arange(7))
+    launched()
+    monkeypatch.setattr(stand_in, "_do", watching)
+    images = augment(data, batch, batch.indices)
+    model.net.layers["standardize1"].forward(model._enter(images))
+    assert [name for name in launched() if name != "philox"] == [
+        "pick<unsigned char, false>",
+        "standardized<unsigned char, float>",
+    ]
+    assert max(written) <= 2 * 7 * 32

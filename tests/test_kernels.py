@@ -237,6 +237,14 @@ CALLS = {
         for values in (normals(5), normals(100_003), normals(0), *(np.array([1.0, x, 3.0]) for x in (np.nan, np.inf)))
     ],
     "data.images.pick": list(picks()),
+    "layers.standardize.standardized": [
+        (raw, mean, std, mean.dtype.name)
+        for x in [*IMAGES, *WIDE_IMAGES, normals(5, 7), normals(0, 3), np.zeros((0, 3, 2, 2)), normals(3, 1, 40, 40)]
+        for dtype in DTYPES
+        for raw in (x.astype(dtype), (100 * np.abs(x)).astype("uint8"))
+        for mean in (normals(*x.shape[1:], dtype=dtype, seed=1),)
+        for std in (None, 1 + mean**2)
+    ],
     "special.erf": [(x,) for x in ACTIVATIONS],
     "layers.activation.positive_part": [(x,) for x in [*ACTIVATIONS, WITH_NAN]],
     "layers.activation.where_positive": [
@@ -426,6 +434,7 @@ OF_DEVICES = {
     "layers.affine.param_grads",
     "layers.convolution.correlate_relu",
     "models.model.spoil",
+    "layers.standardize.standardized",
     "data.images.pick",
     "optim.norms.sum_of_squares",
     "losses.cross_entropy",

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from xpnn.layers import Sequential, Standardize
+from xpnn.backend import to_numpy
+from xpnn.layers import ReLU, Residual, Sequential, Standardize
 from xpnn.models import Model
 
 
@@ -13,6 +14,38 @@ def test_standardize_subtracts_the_mean_and_divides_by_the_deviation(kind, dtype
     kind.check(model.loss(kind([[5.0, 0.0]], dtype)), dtype)
     kind.assert_close(model.loss(kind([[5.0, 0.0]], dtype)), [[1.0, -0.5]])
     kind.assert_close(net.backward(kind([[8.0, 4.0]], dtype), None)[0], [[2.0, 1.0]])
+
+
+def test_bytes_are_standardized_as_numbers_of_the_models_dtype_are(kind, dtype):
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 5), dtype=np.uint8)
+    model = Model(Sequential(Standardize(100.0, 60.0), ReLU()), (2, 4, 5), dtype=dtype, backend=kind.backend, rng=0)
+    scores = model.loss(kind(images, "uint8"))
+    kind.check(scores, dtype)
+    expected = np.maximum((images.astype(dtype) - np.dtype(dtype).type(100)) / np.dtype(dtype).type(60), 0)
+    np.testing.assert_array_equal(to_numpy(scores), expected)
+    np.testing.assert_array_equal(to_numpy(scores), to_numpy(model.loss(kind(images.astype(dtype)))))
+
+
+def test_bytes_that_go_another_way_too_are_cast(kind, dtype):
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 5), dtype=np.uint8)
+    net = Residual(Standardize(100.0, 64.0))
+    model = Model(net, (2, 4, 5), dtype=dtype, backend=kind.backend, rng=0)
+    scores = model.loss(kind(images, "uint8"))
+    kind.check(scores, dtype)
+    kind.assert_close(scores, images + (images - 100.0) / 64.0)
+
+
+class Shifted(Standardize):
+    """Without a care for what its input is."""
+
+    def forward(self, x, train=False):
+        return x * 2 - self.state["mean"], None
+
+
+def test_a_subclass_is_given_numbers_of_the_models_dtype(kind, dtype):
+    images = np.full((1, 2), 200, np.uint8)
+    model = Model(Sequential(Shifted(100.0)), (2,), dtype=dtype, backend=kind.backend, rng=0)
+    kind.assert_close(model.loss(kind(images, "uint8")), [[300.0, 300.0]])
 
 
 def test_standardize_is_saved_with_the_model(kind):

@@ -60,12 +60,15 @@ class Layer:
         takes out what it writes to, since a container may run a layer several times and add up.
     state : dict
         Not learned, but saved: the arrays that `state_specs` names, such as running statistics.
+    dtype : str
+        That the layer's model computes in; "" without one.
     rng : Generator or None
         The layer's own stream, where `uses_rng`.
     """
 
     uses_rng: ClassVar[bool] = False
     takes_integers: ClassVar[bool] = False  # whether its input is indices, which a model does not cast
+    takes_bytes: ClassVar[bool] = False  # whether a model does not cast uint8 for it either, where it is first
     is_single: ClassVar[bool] = False  # whether it computes halves in single precision: see `precision`
     # The classes of layers that a `Sequential` has it compute, too, when they are behind it, each with the kernel that
     # makes this quicker. Of a class itself: what a subclass computes may be another thing.
@@ -83,6 +86,7 @@ class Layer:
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.state: dict[str, Array] = {}
+        self.dtype = ""
         self.rng: Generator | None = None
         self.owned = False  # a model puts its arrays into its own layers only
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from xpnn.backend import Array, Shape, to_numpy
+from xpnn import backend as backends
+from xpnn.backend import Array, Shape, dtype_name, is_floating, library_of, namespace, to_numpy
+from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.layer import Cache, Layer, Spec
-from xpnn.layers.precision import in_single_precision
+from xpnn.layers.precision import narrowed, widened
 
 Standardization = tuple[Array | float, Array | float | None]  # mean and std, which may be none
 
@@ -24,7 +26,14 @@ def _check_numbers(where: str, expected: str, value: Any, accepts: Callable[[Any
         raise ValueError(f"{where}: expected {expected}; received {value!r:.60}")
 
 
-@in_single_precision
+def standardized(x: Array, mean: Array, std: Array | None, dtype: str) -> Array:
+    """The definition of `Standardize`: ``(x - mean) / std`` in the precision of the statistics, then of that dtype."""
+    out = namespace(x).astype(x, mean.dtype, copy=False) - mean
+    if std is not None:
+        out /= std
+    return narrowed(out, backends.of(x).dtype(dtype))
+
+
 class Standardize(Layer):
     """``(x - mean) / std`` with fixed statistics of the training data, so that a model takes raw images.
 
@@ -35,8 +44,12 @@ class Standardize(Layer):
     std : float or array, optional
         The same; None to subtract the mean alone.
 
-    The two are state: saved with the model and restored from a checkpoint.
+    The two are state: saved with the model and restored from a checkpoint. Where it is a model's first layer, it takes
+    bytes as they are.
     """
+
+    takes_bytes = True
+    is_single = True
 
     def __init__(self, mean: Any = 0.0, std: Any = None, name: str = "") -> None:
         super().__init__(name)
@@ -59,10 +72,11 @@ class Standardize(Layer):
         return {key: Spec(input_shape, initializers.constant(value)) for key, value in self.statistics.items()}
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        out = x - self.state["mean"]
-        if "std" in self.state:
-            out /= self.state["std"]
-        return out, None
+        mean, std = self.state["mean"], self.state.get("std")
+        dtype = dtype_name(x.dtype) if is_floating(x) else self.dtype or dtype_name(mean.dtype)
+        fast = fast_path("layers.standardize.standardized", library_of(x))
+        return (fast or standardized)(x, mean, std, dtype), None
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        return (dout / self.state["std"] if "std" in self.state else dout), {}
+        dx = dout if "std" not in self.state else narrowed(widened(dout) / self.state["std"], dout.dtype)
+        return dx, {}

@@ -10,7 +10,7 @@ from xpnn.arguments import check_number, check_whole
 from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_integer, is_real, namespace
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.kernels import fast_path
-from xpnn.layers import Layer, softmax_loss
+from xpnn.layers import Layer, Sequential, softmax_loss
 from xpnn.layers.precision import HALVES, narrowed, widened
 from xpnn.models import torch_weights
 from xpnn.parameters import Parameters
@@ -118,12 +118,20 @@ class Model:
         self._state_paths = {_path(layer, k): (layer, k) for layer, s in leaves for k in layer.state_specs(s)}
         self._bind()
 
+    @property
+    def _takes_bytes(self) -> bool:
+        """Whether the one layer that a batch goes through first does, as its very class says."""
+        first = self.net
+        while type(first) is Sequential:
+            first = next(iter(first.layers.values()))
+        return vars(type(first)).get("takes_bytes", False)
+
     def _bind(self) -> None:
         """Hand every layer the views of its parameters."""
         self._params_of: dict[str, list[tuple[str, str]]] = {layer.path: [] for layer in self._layers}
         self._single: set[str] = set()  # the parameters of layers that compute in single precision
         for layer in self._layers:
-            layer.params, layer.owned = {}, True
+            layer.params, layer.owned, layer.dtype = {}, True, self.compute_dtype
         for name, layer, param in self.arrays_by_layer():
             if name in self._params:
                 self._params_of[layer.path].append((param, name))
@@ -253,7 +261,9 @@ class Model:
             X = xp.reshape(X, (X.shape[0], *self.input_shape))
         if self._working is not None:
             self._working.flat[...] = narrowed(self._params.flat, self._working.flat.dtype)
-        return X if indices else xp.astype(X, self.backend.dtype(self.compute_dtype), copy=False)
+        if indices or (self._takes_bytes and X.dtype == xp.uint8):
+            return X
+        return xp.astype(X, self.backend.dtype(self.compute_dtype), copy=False)
 
     def summary(self) -> None:
         """Print every layer with its output's shape, its parameters and its FLOPs, and their sums.

@@ -17,6 +17,7 @@ from xpnn.kernels.cupy import (
     rows,
     rules,
     special,
+    standardize,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "rows",
     "rules",
     "special",
+    "standardize",
 ]
