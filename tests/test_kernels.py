@@ -196,6 +196,11 @@ CALLS = {
         (5, 0, 0, 100_003),
         (5, 6, 2**64 - 2, 12),
     ],
+    "random.integers": [
+        *((1, 2, 3, n, low, high) for n in (0, 1, 6, 20_001) for low, high in ((0, 2), (-4, 5), (7, 8))),
+        (2**64 - 1, 2**63, 2**32 - 1, 4096, -(2**60), 2**53 - 1 - 2**60),
+        (5, 6, 2**64 - 2, 12, 0, 10**9),
+    ],
     "random.dropout_mask": [
         *((0, 1, 2, n, 0.5, dtype) for n in (0, 1, 8, 20_001) for dtype in ("float64", "float32", "float16")),
         (2**64 - 1, 2**63, 2**32 - 1, 4099, 0.3, "float32"),
@@ -427,6 +432,7 @@ OF_DEVICES = {
     "recording.record",
     "recording.obstacle",
     "random.philox",
+    "random.integers",
     "products.matmul_bias",
     "layers.affine.activated",
     "layers.affine.activated_grad",

@@ -42,6 +42,17 @@ def dropout_mask(seed: int, stream: int, counter: int, n: int, p: float, dtype: 
     return keep.astype(dtype) * (1.0 / (1.0 - p))
 
 
+def integers(seed: int, stream: int, counter: int, n: int, low: int, high: int) -> Array:
+    """The definition of `Generator.integers`: `n` numbers from the upper 53 bits of one each, of the blocks after."""
+    unit = _unit64(philox(seed, stream, counter, n))
+    # unit is at most 1 - 2**-53, so the product rounds to less than high - low
+    return (unit * (high - low)).astype("int64") + low
+
+
+def _unit64(bits: Array) -> Array:
+    return (bits >> 11).astype("float64") * 2.0**-53
+
+
 class Generator:
     """A stream of random numbers whose whole state is (seed, stream, counter).
 
@@ -120,9 +131,9 @@ class Generator:
         if not 0 < high - low < 2**53:
             raise SettingError(f"random.integers: expected low < high < low + 2**53; received {low} and {high}")
         target, shape = backends.get(backend), _shape(shape)
-        unit = self._unit64(math.prod(shape), target)
-        # unit is at most 1 - 2**-53, so the product rounds to less than high - low
-        return self._deliver((unit * (high - low)).astype("int64") + low, shape, target)
+        n = math.prod(shape)
+        draw = fast_path("random.integers", target.name) or integers
+        return self._deliver(draw(self.seed, self.stream, self._past(-(-n // 4)), n, low, high), shape, target)
 
     def permutation(self, n: int, backend: str | Backend | None = None) -> Array:
         """Return the int64 numbers 0 to n - 1 in random order."""
@@ -163,7 +174,7 @@ class Generator:
         return self._bits((n + 1) // 2, target).view("uint32")[:n]
 
     def _unit64(self, n: int, target: Backend) -> Array:
-        return (self._bits(n, target) >> 11).astype("float64") * 2.0**-53
+        return _unit64(self._bits(n, target))
 
     def _unit32(self, n: int, target: Backend) -> Array:
         return (self._bits32(n, target) >> 8).astype("float32") * 2.0**-24
