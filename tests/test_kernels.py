@@ -242,6 +242,13 @@ CALLS = {
         for values in (normals(5), normals(100_003), normals(0), *(np.array([1.0, x, 3.0]) for x in (np.nan, np.inf)))
     ],
     "data.images.pick": list(picks()),
+    "data.images.shifted": [(np.arange(-4, 5)[::step], size) for step in (1, 2) for size in (5, 300)]
+    + [(np.zeros(0, "int64"), 5), (np.zeros(9, "int64"), 1), (np.resize(np.arange(-9, 10), 5000), 32)],
+    "data.images.mirrored": [(np.arange(n) // 2 % 2, size) for n in (0, 1, 7, 5000) for size in (1, 4, 33)],
+    "data.images.then": [
+        (np.random.default_rng(0).integers(0, 99, (n, size)), np.random.default_rng(1).integers(0, size, (n, count)))
+        for n, size, count in ((0, 3, 3), (1, 1, 1), (7, 32, 40), (5000, 32, 32))
+    ],
     "layers.standardize.standardized": [
         (raw, mean, std, mean.dtype.name)
         for x in [*IMAGES, *WIDE_IMAGES, normals(5, 7), normals(0, 3), np.zeros((0, 3, 2, 2)), normals(3, 1, 40, 40)]
@@ -441,7 +448,7 @@ OF_DEVICES = {
     "layers.convolution.correlate_relu",
     "models.model.spoil",
     "layers.standardize.standardized",
-    "data.images.pick",
+    *(f"data.images.{name}" for name in ("pick", "shifted", "mirrored", "then")),
     "optim.norms.sum_of_squares",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",

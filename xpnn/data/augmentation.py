@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from xpnn import backend as backends
-from xpnn.backend import Array, dtype_name, is_floating, is_integer, namespace
-from xpnn.data.images import PADDINGS, check_images, check_padding, pad, picked, reflect
+from xpnn.backend import Array, dtype_name, is_floating, is_integer, library_of, namespace
+from xpnn.data.images import PADDINGS, check_images, check_padding, mirrored, pad, picked, shifted, then
 from xpnn.errors import SettingError
+from xpnn.kernels import fast_path
 from xpnn.random import FLIPS, Generator
 
 Places = tuple[Array | None, Array | None]
@@ -165,23 +166,25 @@ class RandomCrop(Transform):
     def __call__(self, x: Array, batch: Batch) -> Array:
         if self.mode == "reflect":
             return super().__call__(x, batch)
-        rows, columns = self._shifted(x, batch)
-        return picked(pad(x, self.padding, "zero"), None, rows + self.padding, columns + self.padding)
+        shifts = self._shifts(x, batch) + self.padding
+        xp, (_, _, height, width) = namespace(x), x.shape
+        rows, columns = (xp.arange(size, dtype=xp.int64, device=x.device) for size in (height, width))
+        rows, columns = shifts[0, ...][:, None] + rows, shifts[1, ...][:, None] + columns
+        return picked(pad(x, self.padding, "zero"), None, rows, columns)
 
     def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
         if self.mode == "zero":
             return None
-        rows, columns = self._shifted(x, batch, n)
-        return reflect(rows, x.shape[2]), reflect(columns, x.shape[3])
+        shifts = self._shifts(x, batch, n)
+        fast = fast_path("data.images.shifted", library_of(x)) or shifted
+        return fast(shifts[0, ...], x.shape[2]), fast(shifts[1, ...], x.shape[3])
 
-    def _shifted(self, x: Array, batch: Batch, n: int | None = None) -> tuple[Array, Array]:
-        """Rows and columns as if the images had no edges."""
-        xp = check_images("RandomCrop", x)
+    def _shifts(self, x: Array, batch: Batch, n: int | None = None) -> Array:
+        """Those of rows and of columns (2, N)."""
+        check_images("RandomCrop", x)
         m, _, height, width = x.shape
         check_padding("RandomCrop", self.mode, self.padding, height, width)
-        shifts = batch.rng.integers(-self.padding, self.padding + 1, (2, m if n is None else n, 1), backends.of(x))
-        rows = shifts[0, ...] + xp.arange(height, dtype=xp.int64, device=x.device)
-        return rows, shifts[1, ...] + xp.arange(width, dtype=xp.int64, device=x.device)
+        return batch.rng.integers(-self.padding, self.padding + 1, (2, m if n is None else n), backends.of(x))
 
 
 @dataclass(frozen=True)
@@ -403,16 +406,14 @@ def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, 
 
 def _mirrored(x: Array, coins: Array) -> Array:
     """Columns (N, W) of images, exchanged left and right where a coin, of int64, is 1."""
-    xp, width = namespace(x), x.shape[3]
-    columns = xp.arange(width, dtype=xp.int64, device=x.device)[None, :]
-    return columns + coins[:, None] * (width - 1 - 2 * columns)
+    return (fast_path("data.images.mirrored", library_of(x)) or mirrored)(coins, x.shape[3])
 
 
 def _then(first: Array | None, second: Array | None) -> Array | None:
     """Rows, or columns, of images that are moved twice."""
     if first is None or second is None:
         return second if first is None else first
-    return namespace(first).take_along_axis(first, second, axis=1)
+    return (fast_path("data.images.then", library_of(first)) or then)(first, second)
 
 
 def _blend(x: Array, others: Array, weight: float) -> Array:

@@ -42,6 +42,24 @@ def reflect(indices: Array, size: int) -> Array:
     return (size - 1) - xp.abs((size - 1) - xp.abs(indices))
 
 
+def shifted(shifts: Array, size: int) -> Array:
+    """The definition of where the rows, or columns, of shifted images come from: int64 (N,) to (N, size)."""
+    xp = namespace(shifts)
+    return reflect(shifts[:, None] + xp.arange(size, dtype=xp.int64, device=shifts.device), size)
+
+
+def mirrored(coins: Array, size: int) -> Array:
+    """The definition of where columns come from that are exchanged where a coin is 1: int64 (N,) to (N, size)."""
+    xp = namespace(coins)
+    columns = xp.arange(size, dtype=xp.int64, device=coins.device)[None, :]
+    return columns + coins[:, None] * (size - 1 - 2 * columns)
+
+
+def then(first: Array, second: Array) -> Array:
+    """The definition of where they come from in images that are moved twice: ``first[n, second[n, i]]``."""
+    return namespace(first).take_along_axis(first, second, axis=1)
+
+
 def pad(x: Array, padding: int, mode: str = "reflect") -> Array:
     """Return images with `padding` more rows and columns at each edge.
 

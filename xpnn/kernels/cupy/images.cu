@@ -19,3 +19,30 @@ __global__ void pick(const void* x, void* out, const i64* indices, const i64* ro
         to[place] = from[c * of_channel + row * of_row + column * of_column];
     }
 }
+
+// ---- where rows or columns come from: out (n, size)
+
+template <typename F>
+__device__ void each_place(i64 n, i64 size, i64* out, F from) {
+    const i64 step = (i64)gridDim.x * blockDim.x;
+    for (i64 at = blockIdx.x * (i64)blockDim.x + threadIdx.x; at < n * size; at += step)
+        out[at] = from(at / size, at % size);
+}
+
+// Shifted, and reflected at the edges.
+__global__ void shifted(i64 n, i64 size, const i64* shifts, i64* out) {
+    const auto mirror = [](i64 i) { return i < 0 ? -i : i; };
+    each_place(n, size, out, [=](i64 image, i64 i) {
+        return size - 1 - mirror(size - 1 - mirror(shifts[image] + i));
+    });
+}
+
+// Left and right exchanged where a coin is 1.
+__global__ void mirrored(i64 n, i64 size, const i64* coins, i64* out) {
+    each_place(n, size, out, [=](i64 image, i64 i) { return i + coins[image] * (size - 1 - 2 * i); });
+}
+
+// By `second` from what comes by `first` (n, of).
+__global__ void then(i64 n, i64 size, const i64* first, i64 of, const i64* second, i64* out) {
+    each_place(n, size, out, [=](i64 image, i64 i) { return first[image * of + second[image * size + i]]; });
+}

@@ -1,17 +1,24 @@
-"""Moving pixels on the device, in one launch."""
+"""Moving pixels on the device, in one launch, and saying where from, in another."""
 
 from typing import Any
 
 import cupy
 
 from xpnn.kernels import kernel
+from xpnn.kernels.cupy import source
 from xpnn.kernels.cupy.source import FLAGS, THREADS, Source
 
 BITS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "u64"}  # by the size of a number
 PIXELS = 4  # for a thread
 BLOCKS = 1024  # of an image, at most
 
-PICK = Source("images.cu", [f"pick<{bits}, {last}>" for bits in BITS.values() for last in FLAGS.values()])
+IMAGES = Source(
+    "images.cu",
+    [
+        *(f"pick<{bits}, {last}>" for bits in BITS.values() for last in FLAGS.values()),
+        *("shifted", "mirrored", "then"),
+    ],
+)
 
 
 @kernel("data.images.pick", "cupy")
@@ -28,5 +35,28 @@ def pick(x: Any, indices: Any = None, rows: Any = None, columns: Any = None) -> 
         strides = [stride // x.itemsize for stride in x.strides]
         blocks = min(-(-c * h * w // (PIXELS * THREADS)), BLOCKS)
         name = f"pick<{BITS[x.itemsize]}, {FLAGS[last]}>"
-        PICK.launch(name, (n, blocks), (THREADS,), (x, out, *places, c, h, w, *strides))
+        IMAGES.launch(name, (n, blocks), (THREADS,), (x, out, *places, c, h, w, *strides))
+    return out
+
+
+@kernel("data.images.shifted", "cupy")
+def shifted(shifts: Any, size: int) -> Any:
+    return _places("shifted", len(shifts), size, cupy.ascontiguousarray(shifts))
+
+
+@kernel("data.images.mirrored", "cupy")
+def mirrored(coins: Any, size: int) -> Any:
+    return _places("mirrored", len(coins), size, cupy.ascontiguousarray(coins))
+
+
+@kernel("data.images.then", "cupy")
+def then(first: Any, second: Any) -> Any:
+    args = cupy.ascontiguousarray(first), first.shape[1], cupy.ascontiguousarray(second)
+    return _places("then", *second.shape, *args)
+
+
+def _places(name: str, n: int, size: int, *args: Any) -> Any:
+    out = cupy.empty((n, size), dtype="int64")
+    if out.size:
+        IMAGES.launch(name, (min(-(-out.size // THREADS), source.BLOCKS),), (THREADS,), (n, size, *args, out))
     return out
