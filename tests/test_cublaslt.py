@@ -161,9 +161,9 @@ def test_a_product_that_cublaslt_has_not_is_cupys(cupy, products, monkeypatch):
     [
         "products.matmul",
         "products.matmul_bias",
-        "layers.affine.activated",
-        "layers.affine.activated_grad",
-        "layers.affine.activated_input_grad",
+        "layers.fused.activated",
+        "layers.fused.activated_grad",
+        "layers.fused.activated_input_grad",
         "layers.affine.param_grads",
         "layers.convolution.correlate",
         "layers.convolution.correlate_filter_grad",
@@ -358,7 +358,7 @@ def test_of_the_last_axis_they_do(cupy, activation):
 def test_an_epilogue_acts_before_results_are_rounded(cupy, activation):
     """On the sum in float32: that plus the bias, rounded in between, is 0 here."""
     x, w, b = (np.array(values, "float16") for values in ([[2048.0, 1.0]], [[1.0], [1.0]], [-2048.0]))
-    out, _ = kernels.TABLE["layers.affine.activated", "cupy"](*map(cupy.asarray, (x, w, b)), activation)
+    out, _ = kernels.TABLE["layers.fused.activated", "cupy"](*map(cupy.asarray, (x, w, b)), activation)
     np.testing.assert_allclose(out.get(), [[{"relu": 1.0, "gelu_tanh": 0.8412}[activation]]], rtol=2.0**-11)
 
 
@@ -388,7 +388,7 @@ def test_a_kernel_of_ours_lets_what_is_no_number_pass(cupy, monkeypatch):
     refusing(monkeypatch, "RELU", "GELU")
     x, w = np.array([[np.nan], [np.inf], [-np.inf], [0.0]], "f"), np.ones((1, 1), "f")
     for activation in ACTIVATIONS:
-        out, _ = kernels.TABLE["layers.affine.activated", "cupy"](cupy.asarray(x), cupy.asarray(w), None, activation)
+        out, _ = kernels.TABLE["layers.fused.activated", "cupy"](cupy.asarray(x), cupy.asarray(w), None, activation)
         np.testing.assert_allclose(out.get(), [[np.nan], [np.inf], [0.0], [0.0]], atol=1e-30)
 
 

@@ -311,8 +311,8 @@ def test_batchnorm_computes_in_float32(cupy, half, d):
 def test_activations_with_a_bias_compute_in_float32(cupy, half, activation, n, d):
     x, dout, bias = (normals(*shape).astype(half) for shape in ((n, d), (n, d), (d,)))
     if n < 5000:  # and the product with ones on the diagonal is exact
-        assert_computed_in_float32(cupy, half, "layers.affine.activated", x, np.eye(d, dtype=half), bias, activation)
-    assert_computed_in_float32(cupy, half, "layers.affine.activated_grad", dout, x, activation)
+        assert_computed_in_float32(cupy, half, "layers.fused.activated", x, np.eye(d, dtype=half), bias, activation)
+    assert_computed_in_float32(cupy, half, "layers.fused.activated_grad", dout, x, activation)
 
 
 @pytest.mark.parametrize("d", [10, 1500])

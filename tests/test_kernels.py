@@ -333,20 +333,20 @@ CALLS = {
         for douts in (normals(n, m, dtype=dtype, seed=1), normals(m, n, dtype=dtype, seed=1).T)
         for out in (None, np.ones((d, m), dtype))
     ],
-    "layers.affine.activated": [
+    "layers.fused.activated": [
         *ACTIVATED,
         (normals(4, 5).T, normals(3, 4).T, normals(6)[::2], "relu"),
         (20 * normals(9, 4), normals(4, 8), 40 * normals(8), "gelu_tanh"),
     ],
-    "layers.affine.activated_grad": [
-        *((output(args), KeptBy("layers.affine.activated", args), args[-1]) for args in ACTIVATED),
+    "layers.fused.activated_grad": [
+        *((output(args), KeptBy("layers.fused.activated", args), args[-1]) for args in ACTIVATED),
         *((output(args).T.copy().T, output(args), args[-1]) for args in ACTIVATED),
         (normals(70_001, 3), normals(70_001, 3, seed=1), "relu"),
         (np.array([[np.inf, np.nan, 1.0, 2.0]]), np.array([[0.0, -1.0, np.nan, np.inf]]), "relu"),
     ],
-    "layers.affine.activated_input_grad": [
+    "layers.fused.activated_input_grad": [
         *(
-            (output(args)[:, :1] * w[0], w, KeptBy("layers.affine.activated", args), args[-1])
+            (output(args)[:, :1] * w[0], w, KeptBy("layers.fused.activated", args), args[-1])
             for args in ACTIVATED
             for k in (1, 6)
             for w in (normals(args[1].shape[1], k, dtype=args[1].dtype, seed=5),)
@@ -402,9 +402,9 @@ ELEMENTWISE["layers.activation.gelu_and_slope on cupy"] = 64
 # Of a result's largest number: the convolutions add up to some hundred products, in another order. What is in neither
 # table is equal to the bit.
 ROUNDINGS = {
-    "layers.affine.activated": 16,
-    "layers.affine.activated_grad": 64,  # sums of 2,000 and more
-    "layers.affine.activated_input_grad": 64,
+    "layers.fused.activated": 16,
+    "layers.fused.activated_grad": 64,  # sums of 2,000 and more
+    "layers.fused.activated_input_grad": 64,
     "layers.affine.param_grads": 16,
     "layers.batchnorm.moments": 16,
     "layers.batchnorm.running_moments": 4,
@@ -441,9 +441,9 @@ OF_DEVICES = {
     "random.philox",
     "random.integers",
     "products.matmul_bias",
-    "layers.affine.activated",
-    "layers.affine.activated_grad",
-    "layers.affine.activated_input_grad",
+    "layers.fused.activated",
+    "layers.fused.activated_grad",
+    "layers.fused.activated_input_grad",
     "layers.affine.param_grads",
     "layers.convolution.correlate_relu",
     "models.model.spoil",

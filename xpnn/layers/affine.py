@@ -1,13 +1,14 @@
 """The affine, or fully connected, layer: of whole examples, and of the last axis."""
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 from xpnn.arguments import check_flag, check_whole
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
-from xpnn.layers.activation import GELU, ReLU, gelu_and_slope, positive_part, where_positive
+from xpnn.layers.activation import GELU, ReLU
+from xpnn.layers.fused import Activated, activate, activated_input_grad, name_of
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import sum_rows
 from xpnn.products import product, product_bias
@@ -51,7 +52,7 @@ def _affine(x: Array, w: Array, b: Array, activation: str = "") -> tuple[Array, 
         )
     rows = _rows(x)
     cache = rows, w, x.shape, True  # as of `linear_forward`, which has the same gradients
-    return _activated(cache, b, activation) if activation else (product_bias(rows, w, b), cache)
+    return activate(cache, b, activation) if activation else (product_bias(rows, w, b), cache)
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -119,7 +120,7 @@ def _linear(x: Array, w: Array, b: Array | None, activation: str = "") -> tuple[
     rows = _last_axis_rows(x)
     cache: Cache = rows, w, x.shape, b is not None
     if activation:
-        out, cache = _activated(cache, b, activation)
+        out, cache = activate(cache, b, activation)
     else:
         out = product(rows, w) if b is None else product_bias(rows, w, b)
     return xp.reshape(out, (*x.shape[:-1], w.shape[1])), cache
@@ -178,59 +179,8 @@ def _last_axis_rows(x: Array) -> Array:
 # ---- with the activation behind it
 
 
-class Activated(NamedTuple):
-    """The cache of a layer that has computed the activation behind it, too."""
-
-    own: Cache
-    activation: str  # "" once the layer above has computed its gradient
-    kept: Cache  # for that gradient; then the gradient of the bias instead
-
-    def gradient(self, douts: Array) -> tuple[Array, Array]:
-        """Return the gradient before the activation, as rows, and the one of the bias."""
-        if not self.activation:
-            return douts, self.kept
-        fast = fast_path("layers.affine.activated_grad", library_of(douts))
-        return (fast or activated_grad)(douts, self.kept, self.activation)
-
-
-def _activated(cache: Cache, b: Array | None, activation: str) -> tuple[Array, Activated]:
-    rows, w, _, _ = cache
-    out, kept = (fast_path("layers.affine.activated", library_of(rows)) or activated)(rows, w, b, activation)
-    return out, Activated(cache, activation, kept)
-
-
-def activated(rows: Array, w: Array, b: Array | None, activation: str) -> tuple[Array, Cache]:
-    """The definition of an affine function with a ``"relu"``, ``"gelu_none"`` or ``"gelu_tanh"`` behind it.
-
-    And of what `activated_grad` needs: the output of a ReLU, or the input of a GELU. A kernel may keep more.
-    """
-    x = product(rows, w) if b is None else product_bias(rows, w, b)
-    if activation == "relu":
-        out = positive_part(x)
-        return out, out
-    return gelu_and_slope(x, activation.removeprefix("gelu_"))[0], x
-
-
-def activated_grad(dout: Array, kept: Cache, activation: str) -> tuple[Array, Array]:
-    """The definition of the gradient before the activation, and of its sum over rows, the gradient of the bias."""
-    if activation == "relu":
-        dx = where_positive(dout, kept)
-    else:
-        dx = dout * gelu_and_slope(kept, activation.removeprefix("gelu_"))[1]
-    return dx, sum_rows(dx)
-
-
-def activated_input_grad(douts: Array, w: Array, kept: Cache, activation: str) -> tuple[Array, Array]:
-    """The definition of both where a layer with matrix w is above the activation: for ``dout = douts wᵀ``."""
-    return activated_grad(product(douts, w.T), kept, activation)
-
-
 # By the class of an activation, the kernel that makes it worth to compute it with the product.
-ACTIVATIONS: dict[type[Layer], str] = dict.fromkeys((ReLU, GELU), "layers.affine.activated")
-
-
-def _name_of(activation: Any) -> str:
-    return "relu" if type(activation) is ReLU else f"gelu_{activation.approximate}"
+ACTIVATIONS: dict[type[Layer], str] = dict.fromkeys((ReLU, GELU), "layers.fused.activated")
 
 
 class _Product(Layer):
@@ -268,7 +218,7 @@ class _Product(Layer):
         grads = {"W": dw, "b": db} if has_bias else {"W": dw}
         if below is None or len(rows) != len(below.own[0]):  # as where between them rows were flattened
             return (linear_input_grad(douts, own) if input_grad else None), grads, below
-        fast = fast_path("layers.affine.activated_input_grad", library_of(dout))
+        fast = fast_path("layers.fused.activated_input_grad", library_of(dout))
         dx, db = (fast or activated_input_grad)(douts, w, below.kept, below.activation)
         return namespace(dx).reshape(dx, x_shape), grads, Activated(below.own, "", db)
 
@@ -309,7 +259,7 @@ class Affine(_Product):
         return _affine(x, self.params["W"], self.params["b"])
 
     def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
-        return _affine(x, self.params["W"], self.params["b"], _name_of(after))
+        return _affine(x, self.params["W"], self.params["b"], name_of(after))
 
 
 class Linear(_Product):
@@ -356,4 +306,4 @@ class Linear(_Product):
         return _linear(x, self.params["W"], self.params.get("b"))
 
     def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
-        return _linear(x, self.params["W"], self.params.get("b"), _name_of(after))
+        return _linear(x, self.params["W"], self.params.get("b"), name_of(after))

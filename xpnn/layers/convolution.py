@@ -9,7 +9,7 @@ from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.activation import ReLU, positive_part
-from xpnn.layers.affine import activated_grad
+from xpnn.layers.fused import activated_grad
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.precision import narrowed
 from xpnn.layers.rows import images, pixels, sum_rows
@@ -108,7 +108,7 @@ def _bias_grad(dout: Array, cache: Cache) -> tuple[Array, Cache, Array | None]:
     check_dout("conv_backward", dout, x, (x.shape[0], w.shape[0], *window.counts(x.shape[2:])))
     if own is cache:
         return dout, own, sum_rows(pixels(dout)) if has_bias else None
-    fast = fast_path("layers.affine.activated_grad", library_of(x))
+    fast = fast_path("layers.fused.activated_grad", library_of(x))
     rows, db = (fast or activated_grad)(pixels(dout), pixels(cache.out), "relu")
     return images(rows, dout.shape), own, db if has_bias else None
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from xpnn.backend import Array, Shape, library_of
 from xpnn.kernels import fast_path
-from xpnn.layers.affine import Activated, Affine, Linear
+from xpnn.layers.affine import Affine, Linear
 from xpnn.layers.container import Container
+from xpnn.layers.fused import Activated
 from xpnn.layers.layer import Cache, Layer
 
 DONE = "the layer before has done it"  # in place of a cache

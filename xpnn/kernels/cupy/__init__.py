@@ -2,10 +2,10 @@
 
 from xpnn.kernels.cupy import (
     activation,
-    affine,
     batchnorm,
     convolution,
     dropout,
+    fused,
     graph,
     images,
     losses,
@@ -22,10 +22,10 @@ from xpnn.kernels.cupy import (
 
 __all__ = [
     "activation",
-    "affine",
     "batchnorm",
     "convolution",
     "dropout",
+    "fused",
     "graph",
     "images",
     "losses",

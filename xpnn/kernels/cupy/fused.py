@@ -15,8 +15,8 @@ from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, FLAGS, Source, accum
 FORWARD = {"relu": ("RELU_AUX", "RELU"), "gelu_tanh": ("GELU_AUX",)}
 BACKWARD = {"relu": "DRELU_BGRAD", "gelu_tanh": "DGELU_BGRAD"}
 
-AFFINE = Source(
-    "affine.cu",
+FUSED = Source(
+    "fused.cu",
     of_each_type(
         *(
             f"{kernel}, {activation}>"
@@ -34,7 +34,7 @@ class Kept(NamedTuple):
     aux: Any
 
 
-@kernel("layers.affine.activated", "cupy")
+@kernel("layers.fused.activated", "cupy")
 def activated(rows: Any, w: Any, b: Any, activation: str) -> tuple[Any, Any]:
     """By cuBLASLt one launch, and its ReLU makes 0 of what is no number, other than the definition's."""
     rows, w, b = of_one_type(rows, w, b)
@@ -56,11 +56,11 @@ def _add_and_activate(x: Any, b: Any, activation: str) -> tuple[Any, Any]:
         pack = packed(d, x, out)
         grid, block = over_rows(n, d * x.itemsize // 16 if pack else d)
         name = f"add_and_activate<{C_TYPES[x.dtype.char]}, {FLAGS[pack]}, {activation}>"
-        AFFINE.launch(name, grid, block, (n, d, b, x, out))
+        FUSED.launch(name, grid, block, (n, d, b, x, out))
     return out, x
 
 
-@kernel("layers.affine.activated_grad", "cupy")
+@kernel("layers.fused.activated_grad", "cupy")
 def activated_grad(dout: Any, kept: Any, activation: str) -> tuple[Any, Any]:
     """One launch; where rows are many, one more for the sums of all chunks together."""
     x = kept.numbers if isinstance(kept, Kept) else cupy.ascontiguousarray(kept)
@@ -73,13 +73,13 @@ def activated_grad(dout: Any, kept: Any, activation: str) -> tuple[Any, Any]:
     sums = cupy.empty((grid[1], d), dtype=accumulation(x)) if chunked else db
     name = f"grad<{C_TYPES[char]}, {ACCUMULATION[char] if chunked else C_TYPES[char]}, {activation}>"
     apart = x.strides[0] // x.itemsize if n > 1 else d
-    AFFINE.launch(name, grid, block, (dout, x, n, d, apart, rows, dx, sums))
+    FUSED.launch(name, grid, block, (dout, x, n, d, apart, rows, dx, sums))
     if chunked:
         add_into(sums, db, ACCUMULATION[char], C_TYPES[char])
     return dx, db
 
 
-@kernel("layers.affine.activated_input_grad", "cupy")
+@kernel("layers.fused.activated_input_grad", "cupy")
 def activated_input_grad(douts: Any, w: Any, kept: Any, activation: str) -> tuple[Any, Any]:
     """By cuBLASLt one launch, where it has left something for it in the forward pass."""
     if isinstance(kept, Kept) and 0 not in douts.shape and douts.dtype == w.dtype == kept.numbers.dtype:
