@@ -657,20 +657,27 @@ def test_xpnn_fast_0_switches_every_kernel_off():
     assert python(REGISTER, XPNN_FAST="0") == "False"
 
 
-def test_a_generator_draws_through_the_kernel(monkeypatch):
+@pytest.mark.parametrize(
+    ("function", "draw", "more"),
+    [
+        ("philox", lambda rng: rng.uniform(6, dtype="float64", backend="numpy"), ()),
+        ("integers", lambda rng: rng.integers(0, 100, 6, backend="numpy"), (0, 100)),
+    ],
+)
+def test_a_generator_draws_through_the_kernel(monkeypatch, function, draw, more):
     calls = []
 
-    def fast(seed, stream, counter, n):
-        calls.append((seed, stream, counter, n))
-        return random.philox(seed, stream, counter, n)
+    def fast(*args):
+        calls.append(args)
+        return getattr(random, function)(*args)
 
     monkeypatch.setattr(
-        random, "fast_path", lambda function, library: {("random.philox", "numpy"): fast}[function, library]
+        random, "fast_path", lambda name, library: {(f"random.{function}", "numpy"): fast}[name, library]
     )
-    received = random.Generator(1, 2, 3).integers(0, 100, 6, backend="numpy")
-    assert calls == [(1, 2, 3, 6)]
+    received = draw(random.Generator(1, 2, 3))
+    assert calls == [(1, 2, 3, 6, *more)]
     monkeypatch.undo()
-    np.testing.assert_array_equal(received, random.Generator(1, 2, 3).integers(0, 100, 6))
+    np.testing.assert_array_equal(received, draw(random.Generator(1, 2, 3)))
 
 
 HALVES = {
