@@ -60,7 +60,7 @@ class Layer:
         takes out what it writes to, since a container may run a layer several times and add up.
     state : dict
         Not learned, but saved: the arrays that `state_specs` names, such as running statistics.
-    dtype : str
+    compute_dtype : str
         That the layer's model computes in; "" without one.
     rng : Generator or None
         The layer's own stream, where `uses_rng`.
@@ -86,7 +86,7 @@ class Layer:
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.state: dict[str, Array] = {}
-        self.dtype = ""
+        self.compute_dtype = ""
         self.rng: Generator | None = None
         self.owned = False  # a model puts its arrays into its own layers only
 

@@ -73,7 +73,7 @@ class Standardize(Layer):
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         mean, std = self.state["mean"], self.state.get("std")
-        dtype = dtype_name(x.dtype) if is_floating(x) else self.dtype or dtype_name(mean.dtype)
+        dtype = dtype_name(x.dtype) if is_floating(x) else self.compute_dtype or dtype_name(mean.dtype)
         fast = fast_path("layers.standardize.standardized", library_of(x))
         return (fast or standardized)(x, mean, std, dtype), None
 

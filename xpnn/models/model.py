@@ -131,7 +131,7 @@ class Model:
         self._params_of: dict[str, list[tuple[str, str]]] = {layer.path: [] for layer in self._layers}
         self._single: set[str] = set()  # the parameters of layers that compute in single precision
         for layer in self._layers:
-            layer.params, layer.owned, layer.dtype = {}, True, self.compute_dtype
+            layer.params, layer.owned, layer.compute_dtype = {}, True, self.compute_dtype
         for name, layer, param in self.arrays_by_layer():
             if name in self._params:
                 self._params_of[layer.path].append((param, name))
