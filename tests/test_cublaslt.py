@@ -138,6 +138,14 @@ def test_a_plan_is_made_once(cupy, products):
     assert len(cublaslt_on_cpu.searches) == 3
 
 
+def test_a_bias_that_begins_anywhere_has_a_plan_that_knows_it(cupy, products):
+    x, w, numbers = cupy.array(normals(8, 8)), cupy.array(normals(8, 8)), cupy.array(normals(64, seed=1))
+    for start in (0, 1, 2, 4):  # at 16, 4, 8 and 16 bytes
+        bias = numbers[start : start + 8]
+        np.testing.assert_allclose(products.matmul_bias(x, w, bias).get(), (x @ w).get() + bias.get(), atol=1e-5)
+    assert len(cublaslt_on_cpu.searches) == 3
+
+
 def test_memory_that_begins_anywhere_has_a_plan_that_knows_it(cupy, products):
     memory = cupy.array(normals(200))
     for start in range(9):

@@ -49,7 +49,7 @@ def kept() -> Iterator[None]:
 
 
 def _begin_anew() -> None:
-    """In a forked process: a thread that has stayed behind may hold the lock. Where one keeps memory, this one does."""
+    """In a forked process: a thread that has stayed behind may hold the lock. What kept memory goes on keeping it."""
     global _lock
     _lock = threading.Lock()
 

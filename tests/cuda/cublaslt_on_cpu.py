@@ -84,6 +84,7 @@ DEFAULTS = {
     "BATCH_COUNT": 1,
     "STRIDED_BATCH_OFFSET": 0,
 }
+POINTERS = "BIAS_POINTER", "EPILOGUE_AUX_POINTER"
 matmul_algo_dtype = np.dtype([("data_", "<u8", (8,))])
 matmul_heuristic_result_dtype = np.dtype(
     [
@@ -209,7 +210,7 @@ def matmul_algo_get_heuristic(
         _require(apart % multiple == 0 and apart >= m and count == 1, f"aux {apart} apart")
     _require(operation["EPILOGUE"] != Epilogue.BGRADA or not operation["TRANSA"], "sums of a transposed A")
     searches.append(operation_desc)
-    aligned = [wishes[f"MIN_ALIGNMENT_{x}_BYTES"] for x in "ABCD"]
+    aligned = [wishes[f"MIN_ALIGNMENT_{x}_BYTES"] for x in "ABCD"] + [math.gcd(operation[x], 16) for x in POINTERS]
     _algorithms[len(searches)] = operation_desc, adesc, bdesc, cdesc, ddesc, aligned
     answer = _memory(heuristic_results_array, matmul_heuristic_result_dtype, 1)
     answer["algo"]["data_"] = len(searches)
@@ -239,7 +240,8 @@ def matmul(
     m, n, k, count = _shape(operation, adesc, bdesc, cdesc, ddesc)
     *described, aligned = _algorithms[int(_memory(algo, matmul_algo_dtype, 1)["data_"][0, 0])]
     _require(described == [compute_desc, adesc, bdesc, cdesc, ddesc], "an algorithm for another product")
-    _require(all(x % least == 0 for x, least in zip((a, b, c, d), aligned, strict=True)), "not aligned as promised")
+    pointers = a, b, c, d, *(operation[x] for x in POINTERS)  # the last two as they were when it was asked for
+    _require(all(x % least == 0 for x, least in zip(pointers, aligned, strict=True)), "not aligned as promised")
     _require(workspace != 0 and workspace_size_in_bytes >= WORKSPACE, "the algorithm wants a workspace")
     _require(stream == stand_in.streams[-1].ptr, "another stream than CuPy's")
     computed = np.dtype("float64" if operation["compute"] == ComputeType.COMPUTE_64F else "float32")

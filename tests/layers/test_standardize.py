@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xpnn.backend import to_numpy
+from xpnn.backend import dtype_name, to_numpy
 from xpnn.layers import ReLU, Residual, Sequential, Standardize
 from xpnn.models import Model
 
@@ -46,6 +46,18 @@ def test_a_subclass_is_given_numbers_of_the_models_dtype(kind, dtype):
     images = np.full((1, 2), 200, np.uint8)
     model = Model(Sequential(Shifted(100.0)), (2,), dtype=dtype, backend=kind.backend, rng=0)
     kind.assert_close(model.loss(kind(images, "uint8")), [[300.0, 300.0]])
+
+
+@pytest.mark.parametrize("where", ["layer", "net"])
+def test_a_forward_that_was_set_is_given_numbers_of_the_models_dtype(kind, where):
+    layer, dtypes = Standardize(100.0, 50.0), []
+    net = Sequential(layer, ReLU())
+    changed = layer if where == "layer" else net
+    forward = changed.forward
+    changed.forward = lambda x, train=False: dtypes.append(dtype_name(x.dtype)) or forward(x, train)
+    model = Model(net, (3,), backend=kind.backend, rng=0)
+    model.loss(kind(np.ones((4, 3)), "uint8"), kind([0, 1, 2, 0], "int64"))
+    assert dtypes == ["float32"]
 
 
 def test_standardize_is_saved_with_the_model(kind):

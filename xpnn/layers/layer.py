@@ -7,6 +7,7 @@ from xpnn import backend as backends
 from xpnn.backend import Array, Backend, Shape, describe, namespace, one_kind
 from xpnn.random import Generator
 
+METHODS = {"forward", "infer", "backward"}
 Cache = Any  # what a forward pass keeps for its backward pass
 Initializer = Callable[..., Array]  # (generator, shape, dtype, backend) -> array
 
@@ -144,3 +145,8 @@ class Layer:
         Without `input_grad` the first may be None: nobody needs the gradient by the images.
         """
         raise NotImplementedError(f"{type(self).__name__}: expected a method backward; the class has none")
+
+
+def are_plain(*layers: Layer) -> bool:
+    """Whether each computes what its class says: no method was set on it."""
+    return not any(METHODS & vars(layer).keys() for layer in layers)

@@ -9,10 +9,9 @@ from xpnn.kernels import fast_path
 from xpnn.layers.affine import Affine, Linear
 from xpnn.layers.container import Container
 from xpnn.layers.fused import Activated
-from xpnn.layers.layer import Cache, Layer
+from xpnn.layers.layer import Cache, Layer, are_plain
 
 DONE = "the layer before has done it"  # in place of a cache
-METHODS = {"forward", "infer", "backward"}
 
 
 class Sequential(Container):
@@ -50,14 +49,16 @@ class Sequential(Container):
         """The layers, each with the one behind it that it computes, too, or with None."""
         layers: list[Any] = [*self.layers.values(), None]
         # A backward of a user's own expects a cache of each layer.
-        may = type(self).backward.__module__.startswith("xpnn.") and not METHODS & vars(self).keys()
+        may = type(self).backward.__module__.startswith("xpnn.") and are_plain(self)
         done, library = False, library_of(x)
         for layer, after in pairwise(layers):
             if done:
                 done = False
                 continue
             kernel = may and layer.fuses and layer.fuses.get(type(after))
-            done = bool(kernel and fast_path(kernel, library)) and _are_plain(layer, after)
+            # What a subclass computes may be another thing.
+            own = kernel and "fuses" in vars(type(layer)) and are_plain(layer, after)
+            done = bool(own and fast_path(kernel, library))
             yield layer, after if done else None
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
@@ -90,15 +91,10 @@ class Sequential(Container):
                 continue
             # The gradient of an activation below may come with the product that gives its output's.
             below = caches[i - 2] if i > first + 1 and caches[i - 1] is DONE else None
-            if isinstance(below, Activated) and type(layer) in (Affine, Linear) and _are_plain(layer):
+            if isinstance(below, Activated) and type(layer) in (Affine, Linear) and are_plain(layer):
                 dx, layer_grads, caches[i - 2] = layer.backward_through(dx, caches[i], below)
             else:
                 dx, layer_grads = layer.backward(dx, caches[i], input_grad or i > first)
             for name, grad in layer_grads.items():
                 grads[f"{key}.{name}"] = grad
         return (dx if input_grad else None), grads
-
-
-def _are_plain(*layers: Layer) -> bool:
-    """Whether no method was set on layers, and the first is of the very class that says what it fuses."""
-    return "fuses" in vars(type(layers[0])) and not any(METHODS & vars(layer).keys() for layer in layers)

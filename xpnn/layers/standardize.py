@@ -27,8 +27,8 @@ def _check_numbers(where: str, expected: str, value: Any, accepts: Callable[[Any
 
 
 def standardized(x: Array, mean: Array, std: Array | None, dtype: str) -> Array:
-    """The definition of `Standardize`: ``(x - mean) / std`` in the precision of the statistics, then of that dtype."""
-    out = namespace(x).astype(x, mean.dtype, copy=False) - mean
+    """The definition of `Standardize`: ``(x - mean) / std`` in single precision at least, then of that dtype."""
+    out = (widened(x) if is_floating(x) else namespace(x).astype(x, mean.dtype)) - mean
     if std is not None:
         out /= std
     return narrowed(out, backends.of(x).dtype(dtype))

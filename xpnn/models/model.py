@@ -7,10 +7,22 @@ from typing import Any
 
 from xpnn import backend as backends
 from xpnn.arguments import check_number, check_whole
-from xpnn.backend import Array, Backend, Shape, describe, dtype_name, is_array, is_integer, is_real, namespace
+from xpnn.backend import (
+    Array,
+    Backend,
+    Shape,
+    describe,
+    dtype_name,
+    is_array,
+    is_integer,
+    is_real,
+    library_of,
+    namespace,
+)
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.kernels import fast_path
 from xpnn.layers import Layer, Sequential, softmax_loss
+from xpnn.layers.layer import are_plain
 from xpnn.layers.precision import HALVES, narrowed, widened
 from xpnn.models import torch_weights
 from xpnn.parameters import Parameters
@@ -122,9 +134,9 @@ class Model:
     def _takes_bytes(self) -> bool:
         """Whether the one layer that a batch goes through first does, as its very class says."""
         first = self.net
-        while type(first) is Sequential:
+        while type(first) is Sequential and are_plain(first):
             first = next(iter(first.layers.values()))
-        return vars(type(first)).get("takes_bytes", False)
+        return vars(type(first)).get("takes_bytes", False) and are_plain(first)
 
     def _bind(self) -> None:
         """Hand every layer the views of its parameters."""
@@ -224,7 +236,7 @@ class Model:
                 dw += self.reg * w
         # With a scale, which may well have been too large, gradients are looked at before the step.
         fast = fast_path("models.model.spoil", self.backend.name) if scale is None else None
-        if fast is not None and is_array(loss):
+        if fast is not None and library_of(loss) == self.backend.name:
             loss = fast(loss, grads.flat)
         return loss, grads
 
@@ -408,7 +420,8 @@ class Model:
 def spoil(loss: Array, grads: Array) -> Array:
     """The definition of the loss, but no number where some gradient is none; a kernel may write that into the loss.
 
-    Where products rectify by themselves, a number that is none may not come as far as the loss.
+    Where products rectify by themselves, a number that is none may not come as far as the loss: one among the inputs
+    or the gradients shows here. Weights are not looked at; a step along such gradients is not taken in the first place.
     """
     xp = namespace(loss)
     return xp.where(xp.all(xp.isfinite(grads)), loss, math.nan * loss)

@@ -20,6 +20,7 @@ import functools
 import importlib
 import math
 import os
+import threading
 from typing import Any, NamedTuple
 
 import cupy
@@ -28,6 +29,7 @@ import numpy as np
 TF32 = os.environ.get("XPNN_TF32") == "1"  # whether float32 may be multiplied with 10 bits of fraction
 WORKSPACE = 32 * 2**20  # bytes that a plan may ask for: as NVIDIA advises for its newer devices
 ALIGNED = 256  # bytes: the most that an algorithm may rely on
+BESIDE = 16  # bytes: the same, for a bias and for what an epilogue leaves
 
 CUDA_TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}  # of cudaDataType, by dtype.char
 ZERO_AND_ONE = {char: np.array([0, 1], "float64" if char == "d" else "float32") for char in CUDA_TYPES}
@@ -44,6 +46,7 @@ class Plan(NamedTuple):
 
 _plans: dict[tuple, Plan | None] = {}
 _pointers: dict[int, tuple[int, int]] = {}  # where a description last had its bias and aux
+_describing = threading.Lock()  # until a product is under way, its description is its thread's own
 
 
 @functools.cache
@@ -76,6 +79,7 @@ def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "",
     epilogue = epilogue or ("DEFAULT" if bias is None else "BIAS")
     pointers = b.data.ptr, a.data.ptr, out.data.ptr
     aligned = tuple(min(pointer & -pointer, ALIGNED) for pointer in pointers)
+    aligned += tuple(math.gcd(pointer, BESIDE) for pointer in _pointers_of(bias, aux))
     after = epilogue, None if aux is None else _aux_apart(aux)
     key = (a.shape, b.shape, a.strides, b.strides, out.strides, a.dtype.char, out.dtype.char, after, aligned)
     if key not in _plans:
@@ -83,29 +87,30 @@ def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "",
     plan = _plans[key]
     if plan is None:
         return False
-    if _pointers[plan.description] != _pointers_of(bias, aux):
-        _describe_pointers(plan.description, bias, aux)
     memory = cupy.empty(plan.workspace, dtype="uint8") if plan.workspace else None  # of the pool, so of this stream
     zero, one = (x.ctypes.data for x in ZERO_AND_ONE[out.dtype.char].reshape(2, 1))
     first, second, result = plan.layouts
-    library().matmul(
-        _handle(library()),
-        plan.description,
-        one,
-        pointers[0],
-        first,
-        pointers[1],
-        second,
-        one if add else zero,
-        pointers[2],
-        result,
-        pointers[2],
-        result,
-        plan.algorithm.ctypes.data,
-        0 if memory is None else memory.data.ptr,
-        plan.workspace,
-        cupy.cuda.get_current_stream().ptr,
-    )
+    with _describing:
+        if _pointers[plan.description] != _pointers_of(bias, aux):
+            _describe_pointers(plan.description, bias, aux)
+        library().matmul(
+            _handle(library()),
+            plan.description,
+            one,
+            pointers[0],
+            first,
+            pointers[1],
+            second,
+            one if add else zero,
+            pointers[2],
+            result,
+            pointers[2],
+            result,
+            plan.algorithm.ctypes.data,
+            0 if memory is None else memory.data.ptr,
+            plan.workspace,
+            cupy.cuda.get_current_stream().ptr,
+        )
     return True
 
 
@@ -151,7 +156,7 @@ def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogu
     _describe_pointers(description, bias, aux)
     layouts = _layout(b), _layout(a), _layout(out)
     preference = lt.matmul_preference_create()
-    alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned, aligned[2]), strict=True)}
+    alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned[:3], aligned[2]), strict=True)}
     # Parts of a sum are added up as they were computed, not as half types.
     parts = lt.ReductionScheme.COMPUTE_TYPE
     _prefer(preference, MAX_WORKSPACE_BYTES=WORKSPACE, REDUCTION_SCHEME_MASK=parts, **alignment)

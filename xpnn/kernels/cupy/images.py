@@ -41,18 +41,18 @@ def pick(x: Any, indices: Any = None, rows: Any = None, columns: Any = None) -> 
 
 @kernel("data.images.shifted", "cupy")
 def shifted(shifts: Any, size: int) -> Any:
-    return _places("shifted", len(shifts), size, cupy.ascontiguousarray(shifts))
+    return _places("shifted", len(shifts), size, cupy.ascontiguousarray(shifts, dtype="int64"))
 
 
 @kernel("data.images.mirrored", "cupy")
 def mirrored(coins: Any, size: int) -> Any:
-    return _places("mirrored", len(coins), size, cupy.ascontiguousarray(coins))
+    return _places("mirrored", len(coins), size, cupy.ascontiguousarray(coins, dtype="int64"))
 
 
 @kernel("data.images.then", "cupy")
 def then(first: Any, second: Any) -> Any:
-    args = cupy.ascontiguousarray(first), first.shape[1], cupy.ascontiguousarray(second)
-    return _places("then", *second.shape, *args)
+    first, second = (cupy.ascontiguousarray(places, dtype="int64") for places in (first, second))
+    return _places("then", *second.shape, first, first.shape[1], second)
 
 
 def _places(name: str, n: int, size: int, *args: Any) -> Any:

@@ -32,9 +32,7 @@ from xpnn.windows import Pair, Window
 
 STRIPS = 2 * 2**20  # bytes, for each thread
 SUMS = 2**20  # bytes, of products that are yet to be added up
-SMALL = (
-    10**6
-)  # multiplications: up to so many, OpenBLAS with AVX-512 takes matrices as they lie, and does not pack them
+SMALL = 10**6  # multiplications: OpenBLAS with AVX-512 does not pack the matrices of a product of so many or fewer
 ROWS = 96  # that a small product has at least: with fewer, more calls cost more than that saves
 FEW_IMAGES = 2  # of scores as they are asked for one by one
 ONE_PIXEL = Window((1, 1))
