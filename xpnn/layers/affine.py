@@ -8,7 +8,7 @@ from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.activation import GELU, ReLU
-from xpnn.layers.fused import Activated, activate, activated_input_grad, name_of
+from xpnn.layers.fused import CACHES, Activated, Passed, activate, activated_input_grad, gradient_before, name_of
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.rows import sum_rows
 from xpnn.products import product, product_bias
@@ -194,7 +194,7 @@ class _Product(Layer):
         raise NotImplementedError
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        if isinstance(cache, Activated):
+        if isinstance(cache, CACHES):
             dx, grads, _ = self.backward_through(dout, cache, None, input_grad)
             return dx, grads
         self._check_dout(dout, cache)
@@ -204,23 +204,23 @@ class _Product(Layer):
 
     def backward_through(
         self, dout: Array, cache: Cache, below: Activated | None, input_grad: bool = True
-    ) -> tuple[Array | None, dict[str, Array], Activated | None]:
+    ) -> tuple[Array | None, dict[str, Array], Cache]:
         """`backward`, and through the activation that the layer below has computed; also its cache after that."""
-        own = cache.own if isinstance(cache, Activated) else cache
+        own = cache.own if isinstance(cache, CACHES) else cache
         self._check_dout(dout, own)
         rows, w, x_shape, has_bias = own
         if own is cache:
             douts = _last_axis_rows(dout)
             dw, db = linear_param_grads(dout, own, self.grads.pop("W", None))
         else:
-            douts, db = cache.gradient(_last_axis_rows(dout))
+            douts, db = gradient_before(_last_axis_rows(dout), cache)
             dw = product(rows.T, douts, self.grads.pop("W", None))
         grads = {"W": dw, "b": db} if has_bias else {"W": dw}
         if below is None or len(rows) != len(below.own[0]):  # as where between them rows were flattened
             return (linear_input_grad(douts, own) if input_grad else None), grads, below
         fast = fast_path("layers.fused.activated_input_grad", library_of(dout))
         dx, db = (fast or activated_input_grad)(douts, w, below.kept, below.activation)
-        return namespace(dx).reshape(dx, x_shape), grads, Activated(below.own, "", db)
+        return namespace(dx).reshape(dx, x_shape), grads, Passed(below.own, db)
 
 
 class Affine(_Product):

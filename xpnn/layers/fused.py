@@ -44,15 +44,26 @@ class Activated(NamedTuple):
     """The cache of a layer that has computed the activation behind it, too."""
 
     own: Cache
-    activation: str  # "" once the layer above has computed its gradient
-    kept: Cache  # for that gradient; then the gradient of the bias instead
+    activation: str
+    kept: Cache  # for the activation's gradient
 
-    def gradient(self, douts: Array) -> tuple[Array, Array]:
-        """Return the gradient before the activation, as rows, and the one of the bias."""
-        if not self.activation:
-            return douts, self.kept
-        fast = fast_path("layers.fused.activated_grad", library_of(douts))
-        return (fast or activated_grad)(douts, self.kept, self.activation)
+
+class Passed(NamedTuple):
+    """The same, once the layer above has computed the activation's gradient and, with it, that of the bias."""
+
+    own: Cache
+    db: Array
+
+
+CACHES = Activated, Passed
+
+
+def gradient_before(douts: Array, cache: Activated | Passed) -> tuple[Array, Array]:
+    """Return the gradient before the activation, as rows, and the one of the bias."""
+    if isinstance(cache, Passed):
+        return douts, cache.db
+    fast = fast_path("layers.fused.activated_grad", library_of(douts))
+    return (fast or activated_grad)(douts, cache.kept, cache.activation)
 
 
 def activate(cache: Cache, b: Array | None, activation: str) -> tuple[Array, Activated]:
