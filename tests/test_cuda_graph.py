@@ -539,6 +539,13 @@ def wrapping_loss(scores, y):
     return softmax_loss(scores, y)
 
 
+class SlottedLoss:
+    __slots__ = ()
+
+    def __call__(self, scores, y):
+        return softmax_loss(scores, y)
+
+
 class OwnOptimizer(Optimizer):
     pass
 
@@ -556,6 +563,7 @@ def with_dropout(**param):
             "sequential1.doubled1 (Doubled) is not xpnn's own, and may do what no device can record",
         ),
         (lambda: of_images(loss=own_loss), IMAGES, "own_loss is not xpnn's own"),
+        (lambda: of_images(loss=SlottedLoss()), IMAGES, "SlottedLoss is not xpnn's own"),
         (
             dense,
             {"callbacks": [Watching()]},

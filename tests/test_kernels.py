@@ -236,7 +236,7 @@ CALLS = {
     "optim.norms.sum_of_squares": [
         (x,) for x in [*ROWS, *IMAGES, normals(9, 5)[:, ::2], normals(0), np.array(2.0), normals(1_000_003)]
     ],
-    "models.model.spoil": [
+    "models.model.nan_unless_finite": [
         (np.array(2.0, dtype), values.astype(dtype))
         for dtype in DTYPES
         for values in (normals(5), normals(100_003), normals(0), *(np.array([1.0, x, 3.0]) for x in (np.nan, np.inf)))
@@ -446,7 +446,7 @@ OF_DEVICES = {
     "layers.fused.activated_input_grad",
     "layers.affine.param_grads",
     "layers.convolution.correlate_relu",
-    "models.model.spoil",
+    "models.model.nan_unless_finite",
     "layers.standardize.standardized",
     *(f"data.images.{name}" for name in ("pick", "shifted", "mirrored", "then")),
     "optim.norms.sum_of_squares",

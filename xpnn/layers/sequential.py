@@ -48,8 +48,9 @@ class Sequential(Container):
     def _pairs(self, x: Array) -> Iterator[tuple[Layer, Layer | None]]:
         """The layers, each with the one behind it that it computes, too, or with None."""
         layers: list[Any] = [*self.layers.values(), None]
-        # A backward of a user's own expects a cache of each layer.
-        may = type(self).backward.__module__.startswith("xpnn.") and are_plain(self)
+        # A backward of a user's own expects a cache of each layer, also one that is said to be ours by functools.wraps.
+        of_backward = getattr(type(self).backward, "__globals__", {})
+        may = of_backward.get("__name__", "").startswith("xpnn.") and are_plain(self)
         done, library = False, library_of(x)
         for layer, after in pairwise(layers):
             if done:

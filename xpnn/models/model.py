@@ -235,7 +235,7 @@ class Model:
                 loss = loss + 0.5 * self.reg * xp.sum(w * w)
                 dw += self.reg * w
         # With a scale, which may well have been too large, gradients are looked at before the step.
-        fast = fast_path("models.model.spoil", self.backend.name) if scale is None else None
+        fast = fast_path("models.model.nan_unless_finite", self.backend.name) if scale is None else None
         if fast is not None and library_of(loss) == self.backend.name:
             loss = fast(loss, grads.flat)
         return loss, grads
@@ -417,7 +417,7 @@ class Model:
                 layer.state[key] = state[path]
 
 
-def spoil(loss: Array, grads: Array) -> Array:
+def nan_unless_finite(loss: Array, grads: Array) -> Array:
     """The definition of the loss, but no number where some gradient is none; a kernel may write that into the loss.
 
     Where products rectify by themselves, a number that is none may not come as far as the loss: one among the inputs

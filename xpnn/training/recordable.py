@@ -52,8 +52,8 @@ def may_change(callback: Callback, method: str) -> bool:
 
 def _is_ours(thing: Any) -> bool:
     """Whether a function, or an object's class, is xpnn's own, and no method of the object is another."""
-    kind = _kind(thing)
-    if kind is type(thing) and any(callable(value) and hasattr(kind, name) for name, value in vars(thing).items()):
+    kind, own = _kind(thing), getattr(thing, "__dict__", {})
+    if kind is type(thing) and any(callable(value) and hasattr(kind, name) for name, value in own.items()):
         return False
     # A function that wraps another has that one's name and module, but not its globals.
     module = kind.__globals__["__name__"] if isinstance(kind, FunctionType) else kind.__module__

@@ -199,10 +199,11 @@ def _pointers_of(bias: Any, aux: Any) -> tuple[int, int]:
 
 
 def _describe_pointers(description: int, bias: Any, aux: Any) -> None:
-    _pointers[description] = _pointers_of(bias, aux)
-    for name, pointer in zip(("BIAS_POINTER", "EPILOGUE_AUX_POINTER"), _pointers[description], strict=True):
+    pointers = _pointers_of(bias, aux)
+    for name, pointer in zip(("BIAS_POINTER", "EPILOGUE_AUX_POINTER"), pointers, strict=True):
         if pointer:
             _describe(description, **{name: pointer})
+    _pointers[description] = pointers
 
 
 def _describe(description: int, **attributes: int) -> None:

@@ -12,7 +12,7 @@ __global__ void sums(i64 n, const T* x, Acc<T>* sums) {
 }
 
 template <typename T>
-__global__ void spoil(i64 n, const T* x, T* loss) {
+__global__ void nan_unless_finite(i64 n, const T* x, T* loss) {
     each(n, [&](Acc<T> x) {
         const Acc<T> none = x - x;  // of infinity, too, this is no number
         if (none != 0) *loss = narrow<T>(none);

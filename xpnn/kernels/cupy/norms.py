@@ -10,7 +10,7 @@ from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, THREADS, Source, acc
 BYTES = 64 * THREADS  # of a block, at least
 BLOCKS = 1024  # at most: a second launch adds up their sums
 
-SUMS = Source("norms.cu", of_each_type("sums<T, true>", "sums<Acc, false>", "spoil<T>"))
+SUMS = Source("norms.cu", of_each_type("sums<T, true>", "sums<Acc, false>", "nan_unless_finite<T>"))
 
 
 @kernel("optim.norms.sum_of_squares", "cupy")
@@ -25,9 +25,9 @@ def sum_of_squares(x: Any) -> Any:
     return out
 
 
-@kernel("models.model.spoil", "cupy")
-def spoil(loss: Any, grads: Any) -> Any:
+@kernel("models.model.nan_unless_finite", "cupy")
+def nan_unless_finite(loss: Any, grads: Any) -> Any:
     if loss.dtype != grads.dtype:
         return cupy.where(cupy.isfinite(grads).all(), loss, float("nan") * loss)
-    SUMS.each(f"spoil<{C_TYPES[grads.dtype.char]}>", grads.size, *in_one_order(grads), loss)
+    SUMS.each(f"nan_unless_finite<{C_TYPES[grads.dtype.char]}>", grads.size, *in_one_order(grads), loss)
     return loss
