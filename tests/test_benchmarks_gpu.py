@@ -376,6 +376,7 @@ def test_rates_on_the_device_are_those_on_the_host(gpu):
             training.step(images, torch.tensor(rng.integers(0, 10, 4)))
         nets.append(net)
     for host, device in zip(*(net.parameters() for net in nets), strict=True):
+        # Rates of float32 in place of Python's, over six steps whose pooling magnifies roundings.
         torch.testing.assert_close(host, device, rtol=1e-4, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import stand_in
 
+from containers import OneByOne
 from test_cuda import needed
 from test_kernels import CALLS, assert_same_results, channels_last, normals
 from xpnn import Model, kernels, layers
@@ -425,15 +426,6 @@ class DoubledReLU(ReLU):
         return super().backward(2 * dout, cache, input_grad)
 
 
-class OneByOne(Sequential):
-    def backward(self, dout, cache, input_grad=True):
-        grads = {}
-        for (name, layer), layer_cache in reversed(list(zip(self.layers.items(), cache, strict=True))):
-            dout, own = layer.backward(dout, layer_cache)
-            grads |= {f"{name}.{key}": grad for key, grad in own.items()}
-        return dout, grads
-
-
 @pytest.mark.parametrize(
     ("net", "fused"),
     [
@@ -506,6 +498,7 @@ def test_layers_of_a_shape_share_their_plans(cupy):
     # A product forward, one with a ReLU, and all ways back: by where arrays begin in memory, in two of them or three.
     assert len(cublaslt_on_cpu.searches) <= 3 * 5
     for host, device in zip(*results, strict=True):
+        # There and back through five layers, each with sums of 64 products in another order.
         np.testing.assert_allclose(device, host, rtol=0, atol=64 * np.finfo("f").eps * np.abs(host).max())
 
 

@@ -404,7 +404,7 @@ ELEMENTWISE["layers.activation.gelu_and_slope on cupy"] = 64
 ROUNDINGS = {
     "layers.fused.activated": 16,
     "layers.fused.activated_grad": 64,  # sums of 2,000 and more
-    "layers.fused.activated_input_grad": 64,
+    "layers.fused.activated_input_grad": 64,  # the same, behind a product
     "layers.affine.param_grads": 16,
     "layers.batchnorm.moments": 16,
     "layers.batchnorm.running_moments": 4,

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 
+from containers import OneByOne
 from xpnn import Model
 from xpnn.layers import Affine, BatchNorm, ReLU, Sequential
 
@@ -18,17 +19,8 @@ class OwnForward(Sequential):
         return x, caches
 
 
-class OwnBackward(Sequential):
-    def backward(self, dout, cache, input_grad=True):
-        grads = {}
-        for (name, layer), layer_cache in reversed(list(zip(self.layers.items(), cache, strict=True))):
-            dout, own = layer.backward(dout, layer_cache)
-            grads |= {f"{name}.{key}": grad for key, grad in own.items()}
-        return dout, grads
-
-
 class WrappedBackward(Sequential):
-    backward = functools.wraps(Sequential.backward)(lambda *args, **options: OwnBackward.backward(*args, **options))
+    backward = functools.wraps(Sequential.backward)(lambda *args, **options: OneByOne.backward(*args, **options))
 
 
 def model(kind, net=Sequential):
@@ -47,7 +39,7 @@ def assert_same_loss(kind, received, expected):
         np.testing.assert_allclose(kind.to_numpy(grads[name]), kind.to_numpy(grad), atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("net", [OwnForward, OwnBackward, WrappedBackward])
+@pytest.mark.parametrize("net", [OwnForward, OneByOne, WrappedBackward])
 def test_a_subclass_may_go_through_the_layers_itself(kind, net):
     assert_same_loss(kind, model(kind, net).loss(*batch(kind)), model(kind).loss(*batch(kind)))
 
@@ -66,7 +58,7 @@ def test_a_method_set_on_a_layer_is_called(kind, name, method):
 
 def test_a_backward_that_is_set_on_the_container_may_go_through_the_layers_itself(kind):
     net = model(kind)
-    net.net.backward = OwnBackward.backward.__get__(net.net)
+    net.net.backward = OneByOne.backward.__get__(net.net)
     assert_same_loss(kind, net.loss(*batch(kind)), model(kind).loss(*batch(kind)))
 
 

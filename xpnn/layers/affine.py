@@ -176,9 +176,6 @@ def _last_axis_rows(x: Array) -> Array:
     return x if x.ndim == 2 else namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-# ---- with the activation behind it
-
-
 # By the class of an activation, the kernel that makes it worth to compute it with the product.
 ACTIVATIONS: dict[type[Layer], str] = dict.fromkeys((ReLU, GELU), "layers.fused.activated")
 
@@ -194,13 +191,8 @@ class _Product(Layer):
         raise NotImplementedError
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        if isinstance(cache, CACHES):
-            dx, grads, _ = self.backward_through(dout, cache, None, input_grad)
-            return dx, grads
-        self._check_dout(dout, cache)
-        dw, db = linear_param_grads(dout, cache, self.grads.pop("W", None))
-        dx = linear_input_grad(dout, cache) if input_grad else None
-        return dx, {"W": dw} if db is None else {"W": dw, "b": db}
+        dx, grads, _ = self.backward_through(dout, cache, None, input_grad)
+        return dx, grads
 
     def backward_through(
         self, dout: Array, cache: Cache, below: Activated | None, input_grad: bool = True
