@@ -25,7 +25,7 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 HALF = re.compile("half|bfloat16")
 
 # Functions that write into their arguments.
-IN_PLACE = ("optim.in_place.", "products.matmul", "layers.affine.param_grads", "models.model.nan_unless_finite")
+IN_PLACE = ("optim.in_place.", "products.matmul", "layers.affine.", "layers.fused.", "layers.rows.", "models.model.")
 
 
 def needed(module):

@@ -327,11 +327,12 @@ CALLS = {
         for a, b in (((5, 4), (4, 3)), ((0, 4), (4, 3)), ((5, 0), (0, 3)), ((70, 100), (100, 33)))
     ],
     "layers.affine.param_grads": [
-        (normals(n, d, dtype=dtype), douts, out)
+        (normals(n, d, dtype=dtype), douts, *lent)
         for dtype in ("float64", "float32")
         for n, d, m in ((5, 4, 3), (1, 1, 1), (0, 4, 3), (5, 0, 3), (70, 100, 33), (2000, 5, 40))
         for douts in (normals(n, m, dtype=dtype, seed=1), normals(m, n, dtype=dtype, seed=1).T)
-        for out in (None, np.ones((d, m), dtype))
+        for dw, db in ((np.ones((d, m), dtype), np.ones(m, dtype)),)
+        for lent in ((), (dw, None), (None, db), (dw, db))
     ],
     "layers.fused.activated": [
         *ACTIVATED,
@@ -339,21 +340,28 @@ CALLS = {
         (20 * normals(9, 4), normals(4, 8), 40 * normals(8), "gelu_tanh"),
     ],
     "layers.fused.activated_grad": [
-        *((output(args), KeptBy("layers.fused.activated", args), args[-1]) for args in ACTIVATED),
+        *(
+            (output(args), KeptBy("layers.fused.activated", args), args[-1], *lent)
+            for args in ACTIVATED
+            for lent in ((), (np.ones(args[1].shape[1], args[1].dtype),))
+        ),
         *((output(args).T.copy().T, output(args), args[-1]) for args in ACTIVATED),
         (normals(70_001, 3), normals(70_001, 3, seed=1), "relu"),
         (np.array([[np.inf, np.nan, 1.0, 2.0]]), np.array([[0.0, -1.0, np.nan, np.inf]]), "relu"),
     ],
     "layers.fused.activated_input_grad": [
         *(
-            (output(args)[:, :1] * w[0], w, KeptBy("layers.fused.activated", args), args[-1])
+            (output(args)[:, :1] * w[0], w, KeptBy("layers.fused.activated", args), args[-1], *lent)
             for args in ACTIVATED
+            for lent in ((), (np.ones(args[1].shape[1], args[1].dtype),))
             for k in (1, 6)
             for w in (normals(args[1].shape[1], k, dtype=args[1].dtype, seed=5),)
         ),
         (normals(4, 0), normals(5, 0), normals(4, 5), "relu"),
     ],
-    "layers.rows.add_rows": [(x,) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)]],
+    "layers.rows.add_rows": [
+        (x, *out) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)] for out in ((), (np.ones(x.shape[1], x.dtype),))
+    ],
     "layers.convolution.correlate": CORRELATIONS,
     "layers.convolution.correlate_relu": CORRELATIONS,
     "layers.convolution.correlate_filter_grad": [

@@ -520,6 +520,14 @@ def describe(x: Any) -> str:
     return f"{backend.package}.{type(x).__name__} (device {backend.device_id or backend.default_device})"
 
 
+def written(result: Array, out: Array | None) -> Array:
+    """Return an array; in `out`, and in the dtype of that, where it is given."""
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
 def is_array(x: Any) -> bool:
     return library_of(x) is not None
 

@@ -1,6 +1,6 @@
 """Matrix products."""
 
-from xpnn.backend import Array, library_of, namespace
+from xpnn.backend import Array, library_of, namespace, written
 from xpnn.kernels import fast_path
 
 
@@ -16,11 +16,7 @@ def product_bias(a: Array, b: Array, bias: Array) -> Array:
 
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """The definition of `product`."""
-    result = namespace(a).matmul(a, b)
-    if out is None:
-        return result
-    out[...] = result
-    return out
+    return written(namespace(a).matmul(a, b), out)
 
 
 def matmul_bias(a: Array, b: Array, bias: Array) -> Array:

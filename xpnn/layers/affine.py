@@ -158,18 +158,20 @@ def linear_input_grad(dout: Array, cache: Cache) -> Array:
     return xp.reshape(product(_last_axis_rows(dout), w.T), x_shape)
 
 
-def linear_param_grads(dout: Array, cache: Cache, out: Array | None = None) -> tuple[Array, Array | None]:
-    """The dw and db of `linear_backward` alone; dw in `out` where it is given."""
+def linear_param_grads(
+    dout: Array, cache: Cache, dw: Array | None = None, db: Array | None = None
+) -> tuple[Array, Array | None]:
+    """The dw and db of `linear_backward` alone; in these arrays where they are given."""
     rows, _, _, has_bias = cache
     douts = _last_axis_rows(dout)
     if not has_bias:
-        return product(rows.T, douts, out), None
-    return (fast_path("layers.affine.param_grads", library_of(dout)) or param_grads)(rows, douts, out)
+        return product(rows.T, douts, dw), None
+    return (fast_path("layers.affine.param_grads", library_of(dout)) or param_grads)(rows, douts, dw, db)
 
 
-def param_grads(rows: Array, douts: Array, out: Array | None = None) -> tuple[Array, Array]:
-    """The definition of the gradients of a matrix, in `out` where that is given, and of the bias that is added."""
-    return product(rows.T, douts, out), sum_rows(douts)
+def param_grads(rows: Array, douts: Array, dw: Array | None = None, db: Array | None = None) -> tuple[Array, Array]:
+    """The definition of the gradients of a matrix and of the bias that is added; in these arrays where given."""
+    return product(rows.T, douts, dw), sum_rows(douts, db)
 
 
 def _last_axis_rows(x: Array) -> Array:
@@ -191,27 +193,34 @@ class _Product(Layer):
         raise NotImplementedError
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        dx, grads, _ = self.backward_through(dout, cache, None, input_grad)
+        dx, grads, _ = self.backward_through(dout, cache, input_grad)
         return dx, grads
 
     def backward_through(
-        self, dout: Array, cache: Cache, below: Activated | None, input_grad: bool = True
+        self,
+        dout: Array,
+        cache: Cache,
+        input_grad: bool = True,
+        below: Activated | None = None,
+        layer_below: Layer | None = None,
     ) -> tuple[Array | None, dict[str, Array], Cache]:
         """`backward`, and through the activation that the layer below has computed; also its cache after that."""
         own = cache.own if isinstance(cache, CACHES) else cache
         self._check_dout(dout, own)
         rows, w, x_shape, has_bias = own
+        lent = self.grads.pop("W", None), self.grads.pop("b", None)
         if own is cache:
             douts = _last_axis_rows(dout)
-            dw, db = linear_param_grads(dout, own, self.grads.pop("W", None))
+            dw, db = linear_param_grads(dout, own, *lent)
         else:
-            douts, db = gradient_before(_last_axis_rows(dout), cache)
-            dw = product(rows.T, douts, self.grads.pop("W", None))
+            douts, db = gradient_before(_last_axis_rows(dout), cache, lent[1])
+            dw = product(rows.T, douts, lent[0])
         grads = {"W": dw, "b": db} if has_bias else {"W": dw}
         if below is None or len(rows) != len(below.own[0]):  # as where between them rows were flattened
             return (linear_input_grad(douts, own) if input_grad else None), grads, below
         fast = fast_path("layers.fused.activated_input_grad", library_of(dout))
-        dx, db = (fast or activated_input_grad)(douts, w, below.kept, below.activation)
+        lent_below = None if layer_below is None else layer_below.grads.pop("b", None)
+        dx, db = (fast or activated_input_grad)(douts, w, below.kept, below.activation, lent_below)
         return namespace(dx).reshape(dx, x_shape), grads, Passed(below.own, db)
 
 

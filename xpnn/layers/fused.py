@@ -26,18 +26,23 @@ def activated(rows: Array, w: Array, b: Array | None, activation: str) -> tuple[
     return gelu_and_slope(x, activation.removeprefix("gelu_"))[0], x
 
 
-def activated_grad(dout: Array, kept: Cache, activation: str) -> tuple[Array, Array]:
-    """The definition of the gradient before the activation, and of its sum over rows, the gradient of the bias."""
+def activated_grad(dout: Array, kept: Cache, activation: str, db: Array | None = None) -> tuple[Array, Array]:
+    """The definition of the gradient before the activation, and of its sum over rows, the gradient of the bias.
+
+    That is in `db` where it is given.
+    """
     if activation == "relu":
         dx = where_positive(dout, kept)
     else:
         dx = dout * gelu_and_slope(kept, activation.removeprefix("gelu_"))[1]
-    return dx, sum_rows(dx)
+    return dx, sum_rows(dx, db)
 
 
-def activated_input_grad(douts: Array, w: Array, kept: Cache, activation: str) -> tuple[Array, Array]:
+def activated_input_grad(
+    douts: Array, w: Array, kept: Cache, activation: str, db: Array | None = None
+) -> tuple[Array, Array]:
     """The definition of both where a layer with matrix w is above the activation: for ``dout = douts wᵀ``."""
-    return activated_grad(product(douts, w.T), kept, activation)
+    return activated_grad(product(douts, w.T), kept, activation, db)
 
 
 class Activated(NamedTuple):
@@ -58,12 +63,12 @@ class Passed(NamedTuple):
 CACHES = Activated, Passed
 
 
-def gradient_before(douts: Array, cache: Activated | Passed) -> tuple[Array, Array]:
-    """Return the gradient before the activation, as rows, and the one of the bias."""
+def gradient_before(douts: Array, cache: Activated | Passed, db: Array | None) -> tuple[Array, Array]:
+    """Return the gradient before the activation, as rows, and the one of the bias, in `db` where it is given."""
     if isinstance(cache, Passed):
         return douts, cache.db
     fast = fast_path("layers.fused.activated_grad", library_of(douts))
-    return (fast or activated_grad)(douts, cache.kept, cache.activation)
+    return (fast or activated_grad)(douts, cache.kept, cache.activation, db)
 
 
 def activate(cache: Cache, b: Array | None, activation: str) -> tuple[Array, Activated]:

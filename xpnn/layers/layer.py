@@ -57,8 +57,9 @@ class Layer:
     params : dict of str to array
         Learned: views into the model's flat buffer.
     grads : dict of str to array
-        Where `backward` may write gradients, instead of into new arrays: views into a buffer, during a model's step. It
-        takes out what it writes to, since a container may run a layer several times and add up.
+        Where `backward` may write gradients, instead of into new arrays: views into a buffer, during a model's step, of
+        single precision where the layer computes in halves. It takes out what it writes to, since a container may run
+        a layer several times and add up.
     state : dict
         Not learned, but saved: the arrays that `state_specs` names, such as running statistics.
     compute_dtype : str

@@ -1,6 +1,6 @@
 """Rows of features: images as rows of pixels and back, and the sum of many rows."""
 
-from xpnn.backend import Array, Shape, library_of, namespace
+from xpnn.backend import Array, Shape, library_of, namespace, written
 from xpnn.kernels import fast_path
 
 
@@ -21,12 +21,12 @@ def images(rows: Array, shape: Shape) -> Array:
 BLOCK = 256  # rows
 
 
-def sum_rows(x: Array) -> Array:
-    """Return the sum (D,) of rows (N, D)."""
-    return (fast_path("layers.rows.add_rows", library_of(x)) or add_rows)(x)
+def sum_rows(x: Array, out: Array | None = None) -> Array:
+    """Return the sum (D,) of rows (N, D); in `out` where it is given."""
+    return (fast_path("layers.rows.add_rows", library_of(x)) or add_rows)(x, out)
 
 
-def add_rows(x: Array) -> Array:
+def add_rows(x: Array, out: Array | None = None) -> Array:
     """The definition of `sum_rows`: where rows are many, first in blocks, then over these.
 
     NumPy adds rows one by one: over the pixels of a batch, float32 would lose two digits.
@@ -34,6 +34,9 @@ def add_rows(x: Array) -> Array:
     xp, (n, d) = namespace(x), x.shape
     whole = n - n % BLOCK
     if n < 4 * BLOCK:
-        return xp.sum(x, axis=0)
-    blocks = xp.sum(xp.sum(xp.reshape(x[:whole, :], (whole // BLOCK, BLOCK, d)), axis=1), axis=0)
-    return blocks if whole == n else blocks + xp.sum(x[whole:, :], axis=0)
+        sums = xp.sum(x, axis=0)
+    else:
+        sums = xp.sum(xp.sum(xp.reshape(x[:whole, :], (whole // BLOCK, BLOCK, d)), axis=1), axis=0)
+        if whole < n:
+            sums = sums + xp.sum(x[whole:, :], axis=0)
+    return written(sums, out)

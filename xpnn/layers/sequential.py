@@ -93,7 +93,9 @@ class Sequential(Container):
             # The gradient of an activation below may come with the product that gives its output's.
             below = caches[i - 2] if i > first + 1 and caches[i - 1] is DONE else None
             if isinstance(below, Activated) and type(layer) in (Affine, Linear) and are_plain(layer):
-                dx, layer_grads, caches[i - 2] = layer.backward_through(dx, caches[i], below)
+                dx, layer_grads, caches[i - 2] = layer.backward_through(
+                    dx, caches[i], below=below, layer_below=steps[i - 2][0][1]
+                )
             else:
                 dx, layer_grads = layer.backward(dx, caches[i], input_grad or i > first)
             for name, grad in layer_grads.items():

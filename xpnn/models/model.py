@@ -102,7 +102,6 @@ class Model:
             raise SettingError(f"model: expected a dtype out of {', '.join(DTYPES)}; received {self.compute_dtype!r}")
         self.backend.dtype(self.compute_dtype)  # or it says that it has none
         self._working: Parameters | None = None
-        self._working_grads: Parameters | None = None
         self._build(self.compute_dtype, as_generator(rng))
 
     def _build(self, dtype: str, rng: Generator) -> None:
@@ -117,8 +116,7 @@ class Model:
         self._decayed = [self._names[path] for path, spec in specs.items() if spec.decay]
         shapes = {self._names[path]: spec.shape for path, spec in specs.items()}
         if dtype in HALVES:  # the layers compute with a copy
-            self._working = Parameters(shapes, self.backend, dtype)
-            self._working_grads, dtype = self._working.like(), "float32"
+            self._working, dtype = Parameters(shapes, self.backend, dtype), "float32"
         self._params = Parameters(shapes, self.backend, dtype)
         for path, spec in specs.items():
             self._params[self._names[path]] = spec.init(rng, spec.shape, dtype, self.backend)
@@ -141,14 +139,11 @@ class Model:
     def _bind(self) -> None:
         """Hand every layer the views of its parameters."""
         self._params_of: dict[str, list[tuple[str, str]]] = {layer.path: [] for layer in self._layers}
-        self._single: set[str] = set()  # the parameters of layers that compute in single precision
         for layer in self._layers:
             layer.params, layer.owned, layer.compute_dtype = {}, True, self.compute_dtype
         for name, layer, param in self.arrays_by_layer():
             if name in self._params:
                 self._params_of[layer.path].append((param, name))
-                if layer.is_single:
-                    self._single.add(name)
                 halves = None if layer.is_single else self._working
                 layer.params[param] = (self._params if halves is None else halves)[name]
 
@@ -175,8 +170,8 @@ class Model:
 
     @property
     def buffers(self) -> list[Parameters]:
-        """The parameters and, where layers compute with a copy in half precision, that and its gradients."""
-        return [buffer for buffer in (self._params, self._working, self._working_grads) if buffer is not None]
+        """The parameters and, where layers compute with a copy in half precision, that."""
+        return [buffer for buffer in (self._params, self._working) if buffer is not None]
 
     @property
     def dtype(self) -> Any:
@@ -219,13 +214,15 @@ class Model:
         if scale is not None:
             dscores = dscores * scale
         grads = self._params.like() if grads is None else grads
-        working = grads if self._working_grads is None else self._working_grads
-        self._lend(working)
+        self._lend(grads)
         try:
             _, by_path = self.net.backward(narrowed(dscores, scores.dtype), cache, input_grad=False)
         finally:
             self._lend({})
-        self._collect(by_path, working, grads)
+        for path, grad in by_path.items():
+            name = self._names[path]
+            if grad is not grads[name]:  # which a layer may have written into
+                grads[name][...] = grad
         if scale is not None:
             grads.flat[...] = grads.flat * (1.0 / scale)
         if self.reg:
@@ -239,18 +236,6 @@ class Model:
         if fast is not None and library_of(loss) == self.backend.name:
             loss = fast(loss, grads.flat)
         return loss, grads
-
-    def _collect(self, by_path: Mapping[str, Array], working: Parameters, grads: Parameters) -> None:
-        """Put the gradients that layers have returned where they belong, halves into `working` first."""
-        named = {self._names[path]: grad for path, grad in by_path.items()}
-        if working is not grads:
-            single = {name: named.pop(name) for name in self._single}
-        for name, grad in named.items():
-            if grad is not working[name]:
-                working[name][...] = grad
-        if working is not grads:
-            grads.flat[...] = narrowed(working.flat, grads.flat.dtype)
-            grads.update(single)
 
     def _lend(self, grads: Mapping[str, Array]) -> None:
         """Hand every layer the views that its gradients are to be written into."""
@@ -272,7 +257,7 @@ class Model:
                 raise ValueError(f"model: expected X of shape ({expected}); received {tuple(X.shape)}")
             X = xp.reshape(X, (X.shape[0], *self.input_shape))
         if self._working is not None:
-            self._working.flat[...] = narrowed(self._params.flat, self._working.flat.dtype)
+            self._working.flat[...] = self._params.flat  # rounded
         if indices or (self._takes_bytes and X.dtype == xp.uint8):
             return X
         return xp.astype(X, self.backend.dtype(self.compute_dtype), copy=False)

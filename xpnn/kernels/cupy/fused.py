@@ -4,12 +4,13 @@ from typing import Any, NamedTuple
 
 import cupy
 
+from xpnn.backend import written
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import cublaslt
 from xpnn.kernels.cupy.blocks import in_chunks, of_one_type, over_rows, packed
 from xpnn.kernels.cupy.products import matmul
 from xpnn.kernels.cupy.rows import add_into
-from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, FLAGS, Source, accumulation, of_each_type
+from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, of_each_type
 
 # What cuBLASLt has; the first that it has for a product.
 FORWARD = {"relu": ("RELU_AUX", "RELU"), "gelu_tanh": ("GELU_AUX",)}
@@ -61,29 +62,31 @@ def _add_and_activate(x: Any, b: Any, activation: str) -> tuple[Any, Any]:
 
 
 @kernel("layers.fused.activated_grad", "cupy")
-def activated_grad(dout: Any, kept: Any, activation: str) -> tuple[Any, Any]:
+def activated_grad(dout: Any, kept: Any, activation: str, db: Any = None) -> tuple[Any, Any]:
     """One launch; where rows are many, one more for the sums of all chunks together."""
     x = kept.numbers if isinstance(kept, Kept) else cupy.ascontiguousarray(kept)
     dout, (n, d), char = cupy.ascontiguousarray(dout, dtype=x.dtype), x.shape, x.dtype.char
-    dx, db = cupy.empty_like(dout), cupy.empty(d, dtype=x.dtype)
+    dx, db = cupy.empty_like(dout), cupy.empty(d, dtype=x.dtype) if db is None else db
     if not dx.size:
-        return dx, cupy.zeros_like(db)
+        db[...] = 0
+        return dx, db
     grid, block, rows = in_chunks(n, d)
     chunked = grid[1] > 1
     sums = cupy.empty((grid[1], d), dtype=accumulation(x)) if chunked else db
-    name = f"grad<{C_TYPES[char]}, {ACCUMULATION[char] if chunked else C_TYPES[char]}, {activation}>"
+    name = f"grad<{C_TYPES[char]}, {C_TYPES[sums.dtype.char]}, {activation}>"
     apart = x.strides[0] // x.itemsize if n > 1 else d
     FUSED.launch(name, grid, block, (dout, x, n, d, apart, rows, dx, sums))
     if chunked:
-        add_into(sums, db, ACCUMULATION[char], C_TYPES[char])
+        add_into(sums, db)
     return dx, db
 
 
 @kernel("layers.fused.activated_input_grad", "cupy")
-def activated_input_grad(douts: Any, w: Any, kept: Any, activation: str) -> tuple[Any, Any]:
+def activated_input_grad(douts: Any, w: Any, kept: Any, activation: str, db: Any = None) -> tuple[Any, Any]:
     """By cuBLASLt one launch, where it has left something for it in the forward pass."""
     if isinstance(kept, Kept) and 0 not in douts.shape and douts.dtype == w.dtype == kept.numbers.dtype:
-        dx, db = cupy.empty(kept.numbers.shape, dtype=w.dtype), cupy.empty(len(w), dtype=w.dtype)
-        if cublaslt.multiply(douts[None], w.T[None], dx[None], db[None], False, BACKWARD[activation], kept.aux):
-            return dx, db
-    return activated_grad(matmul(douts, w.T), kept, activation)
+        dx = cupy.empty(kept.numbers.shape, dtype=w.dtype)
+        sums = db if db is not None and db.dtype == w.dtype else cupy.empty(len(w), dtype=w.dtype)
+        if cublaslt.multiply(douts[None], w.T[None], dx[None], sums[None], False, BACKWARD[activation], kept.aux):
+            return dx, sums if sums is db else written(sums, db)
+    return activated_grad(matmul(douts, w.T), kept, activation, db)

@@ -8,6 +8,7 @@ import cupy
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import cublaslt
 from xpnn.kernels.cupy.rows import add_rows
+from xpnn.kernels.cupy.source import accumulation
 
 if cublaslt.TF32:
     os.environ.setdefault("CUPY_TF32", "1")  # which cupy.matmul asks for
@@ -24,21 +25,22 @@ def matmul_bias(a: Any, b: Any, bias: Any) -> Any:
 
 
 @kernel("layers.affine.param_grads", "cupy")
-def param_grads(rows: Any, douts: Any, out: Any = None) -> tuple[Any, Any]:
+def param_grads(rows: Any, douts: Any, dw: Any = None, db: Any = None) -> tuple[Any, Any]:
     """One product, which also adds up the douts that it reads, where cuBLASLt has that: for those that lie by rows."""
     if rows.dtype == douts.dtype and douts.dtype.char in cublaslt.CUDA_TYPES and 0 not in (*rows.shape, *douts.shape):
-        dw = cupy.empty((rows.shape[1], douts.shape[1]), dtype=douts.dtype) if out is None else out
-        db = cupy.empty(douts.shape[1], dtype=douts.dtype)
-        stacks = rows.T[None], douts[None], dw[None], db[None]
-        if dw.dtype == db.dtype and cublaslt.by_rows(stacks[1]) and cublaslt.multiply(*stacks, False, "BGRADA"):
-            return dw, db
-    return matmul(rows.T, douts, out), add_rows(douts)
+        product = cupy.empty((rows.shape[1], douts.shape[1]), dtype=douts.dtype) if dw is None else dw
+        sums = cupy.empty(douts.shape[1], dtype=product.dtype) if db is None else db
+        stacks = rows.T[None], douts[None], product[None], sums[None]
+        if product.dtype == sums.dtype and cublaslt.by_rows(stacks[1]) and cublaslt.multiply(*stacks, False, "BGRADA"):
+            return product, sums
+    return matmul(rows.T, douts, dw), add_rows(douts, db)
 
 
 def _product(a: Any, b: Any, bias: Any, out: Any) -> Any:
     """Of two matrices, or of two stacks of them; everything else is CuPy's."""
-    like = {x.dtype for x in (a, b, bias, out) if x is not None}
-    if len(like) > 1 or a.dtype.char not in cublaslt.CUDA_TYPES or a.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
+    like = {x.dtype for x in (a, b, bias) if x is not None}
+    wider = out is not None and out.dtype not in (a.dtype, accumulation(a))
+    if len(like) > 1 or wider or a.dtype.char not in cublaslt.CUDA_TYPES or a.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
         result = cupy.matmul(a, b, out=out)
         if bias is not None:
             result += bias

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from xpnn.backend import written
 from xpnn.kernels import kernel
 from xpnn.kernels.numpy.blocks import BLOCK, WORTH_A_THREAD, split
 from xpnn.threads import share
@@ -13,8 +14,9 @@ WIDTH = 1024  # numbers: NumPy is slow on many short rows, so several go side by
 
 
 @kernel("layers.rows.add_rows", "numpy")
-def add_rows(x: np.ndarray) -> np.ndarray:
-    return sum_of(over_blocks(block_sum, [x]), x.shape[1]).astype(x.dtype)
+def add_rows(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    sums = sum_of(over_blocks(block_sum, [x]), x.shape[1])
+    return sums.astype(x.dtype) if out is None else written(sums, out)
 
 
 def over_blocks(function: Callable[..., Any], arrays: Sequence[np.ndarray], vectors: Sequence[np.ndarray] = ()) -> list:
