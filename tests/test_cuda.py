@@ -25,7 +25,15 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 HALF = re.compile("half|bfloat16")
 
 # Functions that write into their arguments.
-IN_PLACE = ("optim.in_place.", "products.matmul", "layers.affine.", "layers.fused.", "layers.rows.", "models.model.")
+IN_PLACE = (
+    "optim.in_place.",
+    "products.matmul",
+    "layers.affine.",
+    "layers.fused.",
+    "layers.rows.",
+    "models.model.",
+    "training.",
+)
 
 
 def needed(module):

@@ -10,12 +10,13 @@ from xpnn import Model
 from xpnn import backend as backends
 from xpnn.data.augmentation import AlternatingFlip, Batch, Compose, RandomCrop, RandomFlip
 from xpnn.kernels.updates import UPDATES
-from xpnn.layers import Flatten, Sequential, Standardize
+from xpnn.layers import Affine, Flatten, Sequential, Standardize
 from xpnn.optim import Optimizer, ParamGroup
 from xpnn.optim.norms import clip_factor
 from xpnn.optim.rules import RULES
 from xpnn.parameters import Parameters
 from xpnn.random import Generator
+from xpnn.training.loss_scale import LossScale
 
 cupy, ours = test_cuda.cupy, test_cuda.ours  # the fixture, and the table's kernels
 
@@ -195,3 +196,35 @@ def test_from_indices_to_a_nets_numbers_images_are_moved_twice(cupy, monkeypatch
         *("pick<unsigned char, false>", "standardized<unsigned char, float>"),
     ]
     assert written == []
+
+
+# ---- whether all is numbers
+
+
+def test_gradients_of_a_scaled_loss_are_looked_at_and_its_scale_adjusted_by_two_launches(cupy):
+    scales = []
+    for backend in (backends.get("numpy"), backends.get("cupy")):
+        scale, grads = LossScale(backend), Parameters({"w": (70_000,)}, backend)
+        for step in range(8):
+            grads.flat[...] = 1.0
+            grads.flat[50_000] = [1.0, np.inf, np.nan, 1.0][min(step, 3)]
+            launched()
+            fits = scale.update(grads)
+            arrays = {name: float(array) for name, array in scale.arrays.items()}
+            scales.append((bool(fits), *arrays.values()))
+    assert launched() == ["are_finite<float>", "adjust"]
+    assert scales[:8] == scales[8:]
+    assert [fits for fits, *_ in scales[:4]] == [True, False, False, True]
+
+
+def test_the_scale_of_a_loss_goes_out_of_the_gradients_in_one_launch(cupy):
+    model = Model(Sequential(Flatten(), Affine(3)), (5,), dtype="float16", backend="cupy")
+    launched()
+    X, y = cupy.asarray(normals(4, 5)), cupy.asarray(np.arange(4) % 3)
+    _, plain = model.loss(X, y)
+    plain = {name: grad.get() for name, grad in plain.items()}
+    launched()
+    _, grads = model.loss(X, y, scale=cupy.array(256.0, dtype="float32"))
+    assert [name for name in launched() if name.startswith("unscale")] == ["unscale<float, float>"]
+    for name, grad in grads.items():
+        np.testing.assert_allclose(grad.get(), plain[name], rtol=2.0**-9, atol=1e-6)

@@ -181,6 +181,8 @@ def output(args):
     return normals(len(rows), w.shape[1], dtype=w.dtype, seed=3)
 
 
+GRADIENTS = [normals(5), normals(100_003), normals(0), *(np.array([1.0, x, 3.0]) for x in (np.nan, np.inf))]
+
 # For every registered function: calls that its kernel has to answer as the definition does.
 CALLS = {
     "recording.record": [
@@ -237,9 +239,25 @@ CALLS = {
         (x,) for x in [*ROWS, *IMAGES, normals(9, 5)[:, ::2], normals(0), np.array(2.0), normals(1_000_003)]
     ],
     "models.model.nan_unless_finite": [
-        (np.array(2.0, dtype), values.astype(dtype))
+        (np.array(2.0, dtype), values.astype(dtype)) for dtype in DTYPES for values in GRADIENTS
+    ],
+    "models.model.unscale": [
+        (values.astype(dtype), np.array(scale, of))
         for dtype in DTYPES
-        for values in (normals(5), normals(100_003), normals(0), *(np.array([1.0, x, 3.0]) for x in (np.nan, np.inf)))
+        for values in GRADIENTS
+        for scale, of in ((2.0**16, "float32"), (3.0, dtype))
+    ],
+    "training.loss_scale.adjust": [
+        (values.astype(dtype), np.array(2.0**16, "float32"), np.array(steps, "float32"), 4)
+        for dtype in DTYPES
+        for values in GRADIENTS
+        for steps in (0, 2, 3)
+    ],
+    "training.solver.note_finite": [
+        (np.array(so_far), np.array(loss, dtype))
+        for dtype in DTYPES
+        for so_far in (True, False)
+        for loss in (0.0, -2.0, np.inf, np.nan)
     ],
     "data.images.pick": list(picks()),
     "data.images.shifted": [(np.arange(-4, 5)[::step], size) for step in (1, 2) for size in (5, 300)]
@@ -455,6 +473,9 @@ OF_DEVICES = {
     "layers.affine.param_grads",
     "layers.convolution.correlate_relu",
     "models.model.nan_unless_finite",
+    "models.model.unscale",
+    "training.loss_scale.adjust",
+    "training.solver.note_finite",
     "layers.standardize.standardized",
     *(f"data.images.{name}" for name in ("pick", "shifted", "mirrored", "then")),
     "optim.norms.sum_of_squares",
@@ -566,7 +587,7 @@ def assert_same_results(function, library, fast, args):
             eps = np.finfo(truth.dtype).eps
             rtol = ELEMENTWISE.get(f"{function} on {library}", ELEMENTWISE.get(function, 0)) * eps
             roundings = ROUNDINGS.get(f"{function} on {library}", ROUNDINGS.get(function, 0))
-            atol = rtol + roundings * eps * np.max(np.abs(truth), initial=0.0, where=~np.isnan(truth))
+            atol = rtol + roundings * eps * np.max(np.abs(truth), initial=0.0, where=np.isfinite(truth))
         np.testing.assert_allclose(result, truth, rtol=rtol, atol=atol, err_msg=f"{function} on {library}")
 
 

@@ -224,7 +224,8 @@ class Model:
             if grad is not grads[name]:  # which a layer may have written into
                 grads[name][...] = grad
         if scale is not None:
-            grads.flat[...] = grads.flat * (1.0 / scale)
+            fast = fast_path("models.model.unscale", self.backend.name) if is_array(scale) else None
+            (fast or unscale)(grads.flat, scale)
         if self.reg:
             xp = self.backend.namespace
             for name in self._decayed:
@@ -400,6 +401,12 @@ class Model:
             self.rng_state = rng_state
             for path, (layer, key) in self._state_paths.items():
                 layer.state[key] = state[path]
+
+
+def unscale(grads: Array, scale: Array) -> Array:
+    """The definition of how gradients of a scaled loss become those of the loss, in their place."""
+    grads[...] = grads * (1.0 / scale)
+    return grads
 
 
 def nan_unless_finite(loss: Array, grads: Array) -> Array:

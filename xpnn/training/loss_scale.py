@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from xpnn.backend import Array, Backend, namespace
+from xpnn.backend import Array, Backend, library_of, namespace
+from xpnn.kernels import fast_path
 from xpnn.parameters import Parameters
 
 
@@ -37,13 +38,8 @@ class LossScale:
 
     def update(self, grads: Parameters) -> Array:
         """Return whether all gradients are numbers, an array () of bool; what is not is not to be stepped along."""
-        xp = namespace(grads.flat)
-        fits, scale, steps = xp.all(xp.isfinite(grads.flat)), self.arrays["scale"], self.arrays["steps"] + 1.0
-        grows = steps >= self.GROWS_AFTER
-        # In place: a recorded step knows these arrays.
-        scale[...] = xp.where(fits, xp.where(grows, 2.0 * scale, scale), 0.5 * scale)
-        self.arrays["steps"][...] = xp.where(fits & ~grows, steps, xp.zeros_like(steps))
-        return fits
+        fast = fast_path("training.loss_scale.adjust", library_of(grads.flat))
+        return (fast or adjust)(grads.flat, self.arrays["scale"], self.arrays["steps"], self.GROWS_AFTER)
 
     def load(self, arrays: Mapping[str, Array], backend: Backend) -> None:
         """Go on from another one's arrays."""
@@ -51,3 +47,13 @@ class LossScale:
 
     def move(self, backend: Backend) -> None:
         self.load(self.arrays, backend)
+
+
+def adjust(grads: Array, scale: Array, steps: Array, grows_after: int) -> Array:
+    """The definition of `LossScale.update`; the scale and its steps change in place: a recorded step knows them."""
+    xp = namespace(grads)
+    fits, counted = xp.all(xp.isfinite(grads)), steps + 1.0
+    grows = counted >= grows_after
+    scale[...] = xp.where(fits, xp.where(grows, 2.0 * scale, scale), 0.5 * scale)
+    steps[...] = xp.where(fits & ~grows, counted, xp.zeros_like(steps))
+    return fits

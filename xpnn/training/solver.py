@@ -20,6 +20,7 @@ from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
 from xpnn.data.splits import take_split
 from xpnn.data.tta import check_level, tta_scores
 from xpnn.errors import OutOfMemory, SettingError
+from xpnn.kernels import fast_path
 from xpnn.models import Model
 from xpnn.models.model import best_labels
 from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
@@ -385,11 +386,10 @@ class Solver(Resumable):
         """Keep on the device whether all losses were numbers; not where each is read anyway."""
         if not self.backend.asynchronous or not backends.is_array(loss):
             return
-        finite = self.backend.namespace.isfinite(loss)
         if self._finite is None:
-            self._finite = finite
+            self._finite = self.backend.namespace.isfinite(loss)
         else:
-            self._finite &= finite  # in place: a recorded step knows the array
+            (fast_path("training.solver.note_finite", self.backend.name) or note_finite)(self._finite, loss)
 
     def _count(self, loss: Array, indices: Array) -> None:
         """Count a batch, and keep its loss."""
@@ -610,6 +610,12 @@ def _compose(augment: Any) -> Compose:
             name = transform.__name__
             raise SettingError(f"Solver: expected augment to be made, as in {name}(); received the class {name}")
     return out
+
+
+def note_finite(finite: Array, loss: Array) -> Array:
+    """The definition of whether all losses so far were numbers, this one too; in place: a recorded step knows it."""
+    finite &= backends.namespace(loss).isfinite(loss)
+    return finite
 
 
 def _callbacks(callbacks: Any) -> list[Callback]:

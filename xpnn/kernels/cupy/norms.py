@@ -1,4 +1,4 @@
-"""Sums of squares on the device, and whether all is numbers."""
+"""Sums of squares on the device."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, THREADS, Source, acc
 BYTES = 64 * THREADS  # of a block, at least
 BLOCKS = 1024  # at most: a second launch adds up their sums
 
-SUMS = Source("norms.cu", of_each_type("sums<T, true>", "sums<Acc, false>", "nan_unless_finite<T>"))
+SUMS = Source("norms.cu", of_each_type("sums<T, true>", "sums<Acc, false>"))
 
 
 @kernel("optim.norms.sum_of_squares", "cupy")
@@ -23,11 +23,3 @@ def sum_of_squares(x: Any) -> Any:
     if blocks > 1:
         SUMS.launch(f"sums<{ACCUMULATION[char]}, false>", (1,), (THREADS,), (blocks, sums, out))
     return out
-
-
-@kernel("models.model.nan_unless_finite", "cupy")
-def nan_unless_finite(loss: Any, grads: Any) -> Any:
-    if loss.dtype != grads.dtype:
-        return cupy.where(cupy.isfinite(grads).all(), loss, float("nan") * loss)
-    SUMS.each(f"nan_unless_finite<{C_TYPES[grads.dtype.char]}>", grads.size, *in_one_order(grads), loss)
-    return loss
