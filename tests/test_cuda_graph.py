@@ -6,6 +6,7 @@ import functools
 import gc
 import importlib
 import pickle
+import sys
 import weakref
 
 import cublaslt_on_cpu as lt
@@ -42,6 +43,7 @@ from xpnn.recording import record, varying
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, report
 from xpnn.training import solver as solver_module
 from xpnn.training.recordable import may_change
+from xpnn.training.recorder import RecordedStep
 from xpnn.training.run import build_model, build_solver
 from xpnn.training.settings import Settings
 
@@ -432,9 +434,9 @@ SHORT = "ignore:Solver. memory is short beside a recorded step:RuntimeWarning"
 
 
 @pytest.mark.filterwarnings(SHORT)
-@pytest.mark.parametrize("where", ["loss", "order"])
+@pytest.mark.parametrize("where", ["loss", "order", "replay"])
 def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbers(cupy, monkeypatch, where):
-    """For the gradients of an epoch's rest, once everything has been drawn, or for an epoch's order."""
+    """For the gradients of an epoch's rest, once everything has been drawn, an epoch's order, or a recorded loss."""
     settings = {"data": image_data(), "augment": AUGMENT, "sampling": "shuffle", "drop_last": False, "batch_size": 9}
 
     def make():
@@ -444,10 +446,10 @@ def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbe
     plain, _ = trained(False, make(), **settings)
     failed = []
 
-    def runs_short(function):
+    def runs_short(function, when=lambda *args: True):
         def wrapped(*args, **kwargs):
             result = function(*args, **kwargs)
-            if len(CuPy.pools) and (where == "order" or (len(args) > 2 and args[1].shape[0] < 9)):
+            if len(CuPy.pools) and not failed and when(*args):
                 failed.append(where)
                 raise MemoryError("out of memory")
             return result
@@ -455,9 +457,16 @@ def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbe
         return wrapped
 
     if where == "loss":
-        monkeypatch.setattr(Model, "loss", runs_short(Model.loss))
-    else:
+        monkeypatch.setattr(Model, "loss", runs_short(Model.loss, lambda *args: len(args) > 2 and len(args[1]) < 9))
+    elif where == "order":
         monkeypatch.setattr(solver_module, "epoch_order", runs_short(solver_module.epoch_order))
+    else:
+        calls = iter(range(99))  # of a replay; the first goes well
+
+        def of_replay(*args):
+            return sys._getframe(2).f_code is RecordedStep.__call__.__code__ and next(calls) > 0
+
+        monkeypatch.setattr(cupy, "empty", runs_short(cupy.empty, of_replay))
     tried, replays = trained("auto", make(), **settings)
     assert failed == [where]
     assert replays > 0

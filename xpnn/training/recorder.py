@@ -110,8 +110,9 @@ class Recorder:
         except Exception as error:
             self._fail(f"recording failed: {error}")
             return None
+        loss = self._recorded(indices)
         self.replays += 1
-        return self._recorded(indices)
+        return loss
 
 
 class Drawn:
@@ -146,6 +147,7 @@ class RecordedStep:
 
     def _work(self) -> Array:
         loss = self._solver._whole_step(self._indices)
+        self._dtype = loss.dtype
         for state, key, array in self._state:
             if state[key] is not array:
                 array[...] = state[key]
@@ -165,7 +167,10 @@ class RecordedStep:
         for state, key, array in self._state:
             if state[key] is not array:  # after a step that was launched anew
                 array[...], state[key] = state[key], array
-        return self._solver.backend.asarray(self._replay(), copy=True)  # the next replay overwrites it
+        # A copy, as the next replay overwrites it; made room for before the step, which is not to be taken twice.
+        loss = self._solver.backend.namespace.empty((), dtype=self._dtype, device=indices.device)
+        loss[...] = self._replay()
+        return loss
 
 
 def _arrays(solver: "Solver") -> list[Array]:
