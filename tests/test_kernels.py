@@ -260,6 +260,15 @@ CALLS = {
         for loss in (0.0, -2.0, np.inf, np.nan)
     ],
     "data.images.pick": list(picks()),
+    "data.images.taken": [
+        (x, indices)
+        for x in (
+            *(x for x, *_ in picks()),
+            *(np.arange(4 * n, dtype=dtype).reshape(4, n) for n in (1, 3, 10, 3072) for dtype in ("uint8", "int64")),
+            *(normals(4), normals(4, 0), normals(4, 40, 30, dtype="float16")),
+        )
+        for indices in (np.array([3, 0, 3, 1, 2]), np.arange(4)[::2], np.zeros(0, "int64"))
+    ],
     "data.images.shifted": [(np.arange(-4, 5)[::step], size) for step in (1, 2) for size in (5, 300)]
     + [(np.zeros(0, "int64"), 5), (np.zeros(9, "int64"), 1), (np.resize(np.arange(-9, 10), 5000), 32)],
     "data.images.mirrored": [(np.arange(n) // 2 % 2, size) for n in (0, 1, 7, 5000) for size in (1, 4, 33)],
@@ -477,7 +486,7 @@ OF_DEVICES = {
     "training.loss_scale.adjust",
     "training.solver.note_finite",
     "layers.standardize.standardized",
-    *(f"data.images.{name}" for name in ("pick", "shifted", "mirrored", "then")),
+    *(f"data.images.{name}" for name in ("pick", "taken", "shifted", "mirrored", "then")),
     "optim.norms.sum_of_squares",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",

@@ -115,8 +115,13 @@ def picked(x: Array, indices: Array | None = None, rows: Array | None = None, co
     out : array (N, C, H', W')
     """
     if rows is None and columns is None:
-        return x if indices is None else namespace(x).take(x, indices, axis=0)
+        return x if indices is None else (fast_path("data.images.taken", library_of(x)) or taken)(x, indices)
     return (fast_path("data.images.pick", library_of(x)) or pick)(x, indices, rows, columns)
+
+
+def taken(x: Array, indices: Array) -> Array:
+    """The definition of `picked` without rows and columns."""
+    return namespace(x).take(x, indices, axis=0)
 
 
 def pick(x: Array, indices: Array | None = None, rows: Array | None = None, columns: Array | None = None) -> Array:

@@ -20,6 +20,14 @@ __global__ void pick(const void* x, void* out, const i64* indices, const i64* ro
     }
 }
 
+// Whole examples, of `size` packs of bits each. blockIdx.x is the example.
+template <typename Bits>
+__global__ void taken(const void* x, const i64* indices, i64 size, void* out) {
+    const Bits* from = static_cast<const Bits*>(x) + indices[blockIdx.x] * size;
+    Bits* to = static_cast<Bits*>(out) + blockIdx.x * size;
+    for (i64 i = blockIdx.y * blockDim.x + threadIdx.x; i < size; i += gridDim.y * blockDim.x) to[i] = from[i];
+}
+
 // ---- where rows or columns come from: out (n, size)
 
 template <typename F>

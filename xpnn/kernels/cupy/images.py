@@ -1,5 +1,6 @@
 """Moving pixels on the device, in one launch, and saying where from, in another."""
 
+import math
 from typing import Any
 
 import cupy
@@ -9,6 +10,7 @@ from xpnn.kernels.cupy import source
 from xpnn.kernels.cupy.source import FLAGS, THREADS, Source
 
 BITS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "u64"}  # by the size of a number
+PACKS = BITS | {16: "Pack<u64, 2>"}  # by the size of what a thread moves at once
 PIXELS = 4  # for a thread
 BLOCKS = 1024  # of an image, at most
 
@@ -16,6 +18,7 @@ IMAGES = Source(
     "images.cu",
     [
         *(f"pick<{bits}, {last}>" for bits in BITS.values() for last in FLAGS.values()),
+        *(f"taken<{pack}>" for pack in PACKS.values()),
         *("shifted", "mirrored", "then"),
     ],
 )
@@ -33,10 +36,27 @@ def pick(x: Any, indices: Any = None, rows: Any = None, columns: Any = None) -> 
     if out.size:
         places = [None if index is None else cupy.ascontiguousarray(index) for index in (indices, rows, columns)]
         strides = [stride // x.itemsize for stride in x.strides]
-        blocks = min(-(-c * h * w // (PIXELS * THREADS)), BLOCKS)
+        blocks = min(math.ceil(c * h * w / (PIXELS * THREADS)), BLOCKS)
         name = f"pick<{BITS[x.itemsize]}, {FLAGS[last]}>"
         IMAGES.launch(name, (n, blocks), (THREADS,), (x, out, *places, c, h, w, *strides))
     return out
+
+
+@kernel("data.images.taken", "cupy")
+def taken(x: Any, indices: Any) -> Any:
+    """Keeps the order in memory, as `pick` does."""
+    last = x.ndim == 4 and not x.flags.c_contiguous
+    examples = x.transpose(0, 2, 3, 1) if last else x
+    if not examples.flags.c_contiguous or indices.ndim != 1:
+        return cupy.take(x, indices, axis=0)
+    out = cupy.empty((len(indices), *examples.shape[1:]), dtype=x.dtype)
+    if out.size:
+        size = out[0].nbytes
+        unit = math.gcd(size, x.data.ptr, out.data.ptr, max(PACKS))
+        blocks = min(math.ceil(size / unit / THREADS), BLOCKS)
+        indices = cupy.ascontiguousarray(indices, dtype="int64")
+        IMAGES.launch(f"taken<{PACKS[unit]}>", (len(out), blocks), (THREADS,), (x, indices, size // unit, out))
+    return out.transpose(0, 3, 1, 2) if last else out
 
 
 @kernel("data.images.shifted", "cupy")
