@@ -109,6 +109,7 @@ def test_every_kernel_that_a_source_names_is_launched_by_some_call(source):
     stand_in.launches.clear()
     compare_all()
     named = {kernel for each in source.SOURCES.values() for kernel in each.kernels if not HALF.search(kernel)}
+    named.remove("spin")  # which stands in for no function: see test_cudnn.py
     assert named <= {launch.kernel for launch in stand_in.launches}
 
 

@@ -269,6 +269,28 @@ def test_of_plans_that_take_about_the_same_time_the_heuristics_first_is_kept(tim
     assert correlate() == 0
 
 
+def test_plans_are_timed_at_the_devices_pace_and_not_the_hosts(timed, correlate, monkeypatch):
+    monkeypatch.setattr(cudnn_on_cpu, "asking", 0.014)
+    timed(0.003, 0.002, 0.001)
+    stand_in.launches.clear()
+    assert correlate() == 2
+    assert [launch.kernel for launch in stand_in.launches] == 3 * ours_of_cudnn().ROUNDS * ["spin"]
+
+
+def test_what_is_timed_is_what_lies_between_the_events(timed, correlate, monkeypatch):
+    cudnn, times = ours_of_cudnn(), []
+
+    def elapsed(start, end, real=stand_in.get_elapsed_time):
+        times.append(real(start, end))
+        return times[-1]
+
+    monkeypatch.setattr(cudnn.cupy.cuda, "get_elapsed_time", elapsed)
+    monkeypatch.setattr(cudnn_on_cpu, "asking", 0.014)
+    timed(0.003, 0.05)
+    correlate()
+    np.testing.assert_allclose(times, cudnn.RUNS * np.repeat([0.003, 0.05], cudnn.ROUNDS), rtol=1e-9)
+
+
 def test_a_plan_for_which_memory_is_short_is_not_taken(timed, correlate, monkeypatch):
     cudnn = ours_of_cudnn()
 

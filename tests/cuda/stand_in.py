@@ -46,6 +46,7 @@ COMMAND = ["-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall
 COMMAND += ["-shared", "-fPIC", f"-I{HERE / 'include'}"]
 
 GUARD = 256  # bytes before and behind every array
+CYCLES = 2_000_000  # of the device's clock, in a millisecond
 UNWRITTEN = 0xFF  # no number in every floating-point type, whatever a kernel reads of it
 
 
@@ -345,12 +346,13 @@ def compile_kernels(code: str, names, options=()) -> None:
         if done.returncode:
             raise KernelError(done.stderr)
         loaded = ctypes.CDLL(str(library))
+    loaded.cycles_of_launch.restype = ctypes.c_longlong
     compiled = {}
     for i, name in enumerate(names):
         signature, launch = loaded[f"signature_{i}"], loaded[f"launch_{i}"]
         signature.restype = launch.restype = ctypes.c_char_p
         launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool, ctypes.c_void_p]
-        compiled[name] = launch, signature().decode().split(",")[:-1]
+        compiled[name] = launch, signature().decode().split(",")[:-1], loaded.cycles_of_launch
     _libraries.append((code, compiled))
 
 
@@ -379,7 +381,7 @@ class RawKernel:
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         compile_kernels(self.code, [self.name])
-        launch, types_ = _find(self.code, self.name)
+        launch, types_, cycles = _find(self.code, self.name)
         _check_sizes(grid, block, shared_mem, self.max_dynamic_shared_size_bytes)
         if len(args) != len(types_):
             raise KernelError(f"{self.name}: expected {len(types_)} arguments; received {len(args)}")
@@ -392,6 +394,7 @@ class RawKernel:
             error = launch(sizes[0].ctypes.data, sizes[1].ctypes.data, shared_mem, backwards, pointers)
             if error:
                 raise KernelError(f"{self.name}: {error.decode()}")
+            clock.work(cycles() / CYCLES)
 
         if _capture is not None:
             given = _capture.remembered(tuple(x for x in args if isinstance(x, ndarray)))
@@ -539,17 +542,30 @@ class Stream:
         return Graph(ended)
 
 
-class Event:
-    """A time on the device's clock, which only libraries' stand-ins move."""
+class Clock:
+    """Time in milliseconds: the host's, and when the device will have done what it has been asked for.
 
+    Libraries' stand-ins move them, and kernels that look at the clock.
+    """
+
+    def __init__(self) -> None:
+        self.host = self.device = 0.0
+
+    def work(self, milliseconds=0.0):
+        """Have the device work so long, once it is asked and has done what came before; return when it is done."""
+        self.device = max(self.host, self.device) + milliseconds
+        return self.device
+
+
+class Event:
     def record(self):
         refuse_in_capture("an event that is timed")
-        self.time, self.is_reached = clock.milliseconds, False
+        self.time, self.is_reached = clock.work(), False
 
     def synchronize(self):
         refuse_in_capture("an event that is waited for")
         waits.append("event")
-        self.is_reached = True
+        clock.host, self.is_reached = max(clock.host, self.time), True
 
 
 def get_elapsed_time(start, end):
@@ -558,7 +574,7 @@ def get_elapsed_time(start, end):
     return end.time - start.time
 
 
-clock = types.SimpleNamespace(milliseconds=0.0)
+clock = Clock()
 
 
 class Graph:
@@ -666,6 +682,7 @@ def installed() -> Iterator[types.ModuleType]:
     state = dict(vars(backend))
     launches.clear()
     waits.clear()
+    clock.host = clock.device = 0.0
     try:
         for name in modules:
             del sys.modules[name]
