@@ -169,8 +169,8 @@ def test_what_is_in_use_is_told(cupy, convolution, monkeypatch):
     products = importlib.import_module("xpnn.kernels.cupy.products")
     assert products.describe() == "cupy.matmul, exact float32; faster by cuBLASLt: pip install nvmath-python"
     assert convolution.describe().startswith("im2col and products; faster by cuDNN: pip install ")
-    products.cublaslt.library.cache_clear()
-    convolution.cudnn.library.cache_clear()
+    for found in (products.cublaslt.library, convolution.cudnn.library, convolution.cudnn.obstacle):
+        found.cache_clear()
     cublaslt_on_cpu.install()
     cudnn_on_cpu.install()
     assert products.describe() == "cuBLASLt 13.5, exact float32"
@@ -178,3 +178,18 @@ def test_what_is_in_use_is_told(cupy, convolution, monkeypatch):
     assert convolution.describe().endswith("; the fastest of up to 8 plans")
     monkeypatch.setattr(convolution.cudnn, "AUTOTUNE", False)
     assert convolution.describe().endswith("; the heuristic's first plan")
+
+
+def test_a_frontend_of_cudnn_that_does_not_fit_is_as_none_and_named(cupy, convolution, monkeypatch):
+    """Version 1.32 has tensors of its own, in Python, which cannot be told how arrays are aligned."""
+    monkeypatch.delattr(cudnn_on_cpu.tensor, "set_alignment")
+    monkeypatch.setattr(cudnn_on_cpu, "__version__", "1.32.0", raising=False)
+    cudnn_on_cpu.install()
+    for args in CALLS[FORWARD][:4]:
+        assert_same_results(FORWARD, "cupy", ours(FORWARD), args)
+    assert cudnn_on_cpu.executed == []
+    assert convolution.describe() == (
+        "im2col and products; nvidia-cudnn-frontend 1.32.0 does not fit "
+        "('tensor' object has no attribute 'set_alignment'); "
+        "faster by cuDNN: pip install 'nvidia-cudnn-frontend>=1.23,<1.24' nvidia-cudnn-cu13 (or -cu12)"
+    )

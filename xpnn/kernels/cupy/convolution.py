@@ -168,8 +168,8 @@ def _of_one_dtype(x: Any, y: Any) -> tuple[Any, Any]:
 
 def describe() -> str:
     """By what convolutions are computed, for people to read."""
-    if cudnn.library() is None:
-        return "im2col and products; faster by cuDNN: pip install nvidia-cudnn-frontend nvidia-cudnn-cu13 (or -cu12)"
+    if cudnn.obstacle():
+        return f"im2col and products; {cudnn.obstacle()}"
     single = "TF32" if cublaslt.TF32 else "exact float32, by im2col and products where cuDNN has no exact plan"
     plans = f"the fastest of up to {cudnn.CANDIDATES} plans" if cudnn.AUTOTUNE else "the heuristic's first plan"
     return f"cuDNN {cudnn.version()}, {single}; {plans}"

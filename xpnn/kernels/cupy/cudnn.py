@@ -30,6 +30,7 @@ CLEARLY = 0.97  # of a plan's time: what a later one may take to be preferred. N
 WORKSPACE = 256 * 2**20  # bytes that a plan may ask for
 ALIGNED = 16  # bytes: the most that a plan relies on
 TYPES = {"f": "FLOAT", "e": "HALF", "E": "BFLOAT16"}
+ADVICE = "faster by cuDNN: pip install 'nvidia-cudnn-frontend>=1.23,<1.24' nvidia-cudnn-cu13 (or -cu12)"
 FIRST, SECOND, BIAS, RESULT = range(1, 5)  # by which numbers a graph knows its arrays
 
 Shape = tuple[int, ...]
@@ -48,13 +49,24 @@ _choosing = threading.Lock()  # a graph that is timed executes now this plan, no
 
 @functools.cache
 def library() -> Any:
-    """The frontend; None where it, or cuDNN, is not there."""
+    """The frontend; None where there is an obstacle."""
+    return None if obstacle() else importlib.import_module("cudnn")
+
+
+@functools.cache
+def obstacle() -> str:
+    """Why convolutions are not cuDNN's, and what helps, for people to read; "" where they are."""
     try:
         cudnn = importlib.import_module("cudnn")
         _handle(cudnn)
     except Exception:  # whatever a broken installation raises
-        return None
-    return cudnn
+        return ADVICE
+    one_pixel = (1, 1, 1, 1)
+    try:
+        _graph(cudnn, "fprop_relu", one_pixel, one_pixel, one_pixel, Window((1, 1)), "f", (ALIGNED,) * 3)
+    except (AttributeError, TypeError) as error:  # newer ones cannot be told how an array is aligned
+        return f"nvidia-cudnn-frontend {cudnn.__version__} does not fit ({error}); {ADVICE}"
+    return ""
 
 
 def _handle(cudnn: Any) -> int:
