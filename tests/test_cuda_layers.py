@@ -219,6 +219,16 @@ def test_pooling_keeps_the_order_of_the_images_in_memory(cupy, layout):
         assert layout(images.get()).strides == images.strides
 
 
+def test_pooling_to_one_pixel_copies_nothing_and_puts_the_channels_last(cupy):
+    x, window = cupy.asarray(channels_last(ties(2, 8, 3, 3))), Window((3, 3), (3, 3))
+    out, place = kernel("layers.pooling.window_max")(x, window)
+    dout = out.reshape(2, 8).copy().reshape(2, 8, 1, 1)
+    stand_in.launches.clear()
+    dx = kernel("layers.pooling.window_max_grad")(dout, place, (3, 3), window)
+    assert dx.strides == x.strides
+    assert [launch.kernel for launch in stand_in.launches] == ["window_max_grad<float, unsigned char, true>"]
+
+
 def test_rows_that_begin_anywhere_in_memory_are_taken(cupy):
     memory = cupy.asarray(normals(5 * 8 + 3))
     vectors = [cupy.asarray(v) for v in (normals(11)[k : k + 8] for k in range(3))]

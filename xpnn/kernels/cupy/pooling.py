@@ -23,7 +23,7 @@ POOLING = Source(
 
 @kernel("layers.pooling.window_max", "cupy")
 def window_max(x: Any, window: Window) -> tuple[Any, Any]:
-    shape, channels_first = x.shape, x.flags.c_contiguous
+    shape, channels_first = x.shape, _channels_first(x)
     counts, small = window.counts(shape[2:]), math.prod(window.size) <= 256
     x = _in_memory(x, channels_first)
     out = cupy.empty((len(x), *counts, x.shape[3]), dtype=x.dtype)
@@ -35,7 +35,7 @@ def window_max(x: Any, window: Window) -> tuple[Any, Any]:
 @kernel("layers.pooling.window_max_grad", "cupy")
 def window_max_grad(dout: Any, place: Any, image: Pair, window: Window) -> Any:
     """In memory as the places are, and so as the images were."""
-    shape, channels_first = place.shape, place.flags.c_contiguous
+    shape, channels_first = place.shape, _channels_first(place)
     dout, place = _in_memory(dout, channels_first), _in_memory(place, channels_first)
     dx = cupy.empty((len(dout), *image, dout.shape[3]), dtype=dout.dtype)
     _launch("window_max_grad", (dout, place, dx), dx, place, image, shape[2:], window)
@@ -55,6 +55,11 @@ def _launch(
     kernel_name = f"{name}<{C_TYPES[result.dtype.char]}, {'unsigned char' if byte else 'i64'}, {FLAGS[pack]}>"
     sizes = (n * height, *image, c, *counts, *window.size, *window.stride)
     POOLING.launch(kernel_name, grid, block, (*arrays, *sizes))
+
+
+def _channels_first(images: Any) -> bool:
+    """Whether they lie so and not with the channels last, which one pixel has in either order: as convolutions like."""
+    return images.flags.c_contiguous and not images.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def _in_memory(images: Any, channels_first: bool) -> Any:
