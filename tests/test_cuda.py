@@ -26,13 +26,8 @@ HALF = re.compile("half|bfloat16")
 
 # Functions that write into their arguments.
 IN_PLACE = (
-    "optim.in_place.",
-    "products.matmul",
-    "layers.affine.",
-    "layers.fused.",
-    "layers.rows.",
-    "models.model.",
-    "training.",
+    *("optim.in_place.", "products.matmul", "layers.affine.", "layers.fused.", "layers.rows."),
+    *("layers.convolution.correlate_filter_grad", "models.model.", "training."),
 )
 
 

@@ -387,12 +387,19 @@ CALLS = {
         (normals(4, 0), normals(5, 0), normals(4, 5), "relu"),
     ],
     "layers.rows.add_rows": [
-        (x, *out) for x in [*ROWS, normals(3, 60_000).T, normals(0, 3)] for out in ((), (np.ones(x.shape[1], x.dtype),))
+        (x, *out)
+        for x in [*ROWS, normals(3, 60_000).T, normals(0, 3), normals(3, 0)]
+        for out in ((), (np.ones(x.shape[1], x.dtype),))
+    ],
+    "layers.convolution.arranged": [
+        (w, dtype) for _, w, *_ in [*EACH_CONVOLUTION[:6], *EACH_CONVOLUTION[-6:]] for dtype in map(np.dtype, DTYPES)
     ],
     "layers.convolution.correlate": CORRELATIONS,
     "layers.convolution.correlate_relu": CORRELATIONS,
     "layers.convolution.correlate_filter_grad": [
-        (dout, x, window, groups) for x, _, _, dout, window, groups in EACH_CONVOLUTION
+        (dout, x, window, groups, out)
+        for x, w, _, dout, window, groups in EACH_CONVOLUTION
+        for out in (None, np.ones(w.shape, w.dtype))
     ],
     "layers.convolution.correlate_input_grad": [
         *((dout, w, (9, 8), window, groups) for _, w, _, dout, window, groups in EACH_CONVOLUTION),
@@ -480,6 +487,7 @@ OF_DEVICES = {
     "layers.fused.activated_grad",
     "layers.fused.activated_input_grad",
     "layers.affine.param_grads",
+    "layers.convolution.arranged",
     "layers.convolution.correlate_relu",
     "models.model.nan_unless_finite",
     "models.model.unscale",

@@ -58,7 +58,11 @@ def conv_forward(x: Array, w: Array, b: Array | None, conv_param: Mapping[str, A
         raise ValueError(f"conv: expected b of shape {tuple(w.shape[:1])}; received {tuple(b.shape)}")
     window = _window("conv", tuple(w.shape[2:]), conv_param)
     window.check("conv", tuple(x.shape[2:]))
-    return _conv(x, w, b, window, groups)
+    return _conv(x, _filters(w, w.dtype), b, window, groups)
+
+
+def _filters(w: Array, dtype: Any) -> Array:
+    return (fast_path("layers.convolution.arranged", library_of(w)) or arranged)(w, dtype)
 
 
 class Rectified(NamedTuple):
@@ -69,6 +73,7 @@ class Rectified(NamedTuple):
 
 
 def _conv(x: Array, w: Array, b: Array | None, window: Window, groups: int, relu: bool = False) -> tuple[Array, Cache]:
+    """`conv_forward` with what `_filters` returns, and a ReLU if asked for."""
     cache = x, w, b is not None, window, groups
     if relu:
         fast = fast_path("layers.convolution.correlate_relu", library_of(x))
@@ -101,28 +106,36 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None
     return _input_grad(dout, cache), _filter_grad(dout, cache), db
 
 
-def _bias_grad(dout: Array, cache: Cache) -> tuple[Array, Cache, Array | None]:
-    """Return db, with the gradient and the cache of the convolution alone."""
+def _bias_grad(dout: Array, cache: Cache, out: Array | None = None) -> tuple[Array, Cache, Array | None]:
+    """Return db, in `out` where that saves a copy, with the gradient and the cache of the convolution alone."""
     own = cache.own if isinstance(cache, Rectified) else cache
     x, w, has_bias, window, _ = own
     check_dout("conv_backward", dout, x, (x.shape[0], w.shape[0], *window.counts(x.shape[2:])))
     if own is cache:
-        return dout, own, sum_rows(pixels(dout)) if has_bias else None
+        return dout, own, sum_rows(pixels(dout), out) if has_bias else None
     fast = fast_path("layers.fused.activated_grad", library_of(x))
     rows, db = (fast or activated_grad)(pixels(dout), pixels(cache.out), "relu")
     return images(rows, dout.shape), own, db if has_bias else None
 
 
-def _filter_grad(dout: Array, cache: Cache) -> Array:
+def _filter_grad(dout: Array, cache: Cache, out: Array | None = None) -> Array:
     x, _, _, window, groups = cache
     fast = fast_path("layers.convolution.correlate_filter_grad", library_of(x))
-    return (fast or correlate_filter_grad)(dout, x, window, groups)
+    return (fast or correlate_filter_grad)(dout, x, window, groups, out)
 
 
 def _input_grad(dout: Array, cache: Cache) -> Array:
     x, w, _, window, groups = cache
     fast = fast_path("layers.convolution.correlate_input_grad", library_of(x))
     return (fast or correlate_input_grad)(dout, w, tuple(x.shape[2:]), window, groups)
+
+
+def arranged(w: Array, dtype: Any) -> Array:
+    """The definition of filters in that dtype and in the order of memory that a library's convolutions like best.
+
+    They are what the gradients are computed with, too, so that they are brought into that order once.
+    """
+    return narrowed(w, dtype)
 
 
 def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
@@ -139,13 +152,17 @@ def correlate_relu(x: Array, w: Array, b: Array | None, window: Window, groups: 
     return positive_part(correlate(x, w, b, window, groups))
 
 
-def correlate_filter_grad(dout: Array, x: Array, window: Window, groups: int) -> Array:
-    """The definition of dw: a filter's gradient is the product of its output's with the columns it saw."""
+def correlate_filter_grad(dout: Array, x: Array, window: Window, groups: int, out: Array | None = None) -> Array:
+    """The definition of dw, in `out` where it is given: the product of an output's gradient with the columns it saw."""
     xp, (n, f, height, width) = namespace(x), dout.shape
     columns = _columns(xp, x, window, groups)
     douts = xp.reshape(dout, (n, groups, f // groups, height * width))
     dw = xp.sum(xp.matmul(douts, xp.matrix_transpose(columns)), axis=0)
-    return xp.reshape(dw, (f, x.shape[1] // groups, *window.size))
+    dw = xp.reshape(dw, (f, x.shape[1] // groups, *window.size))
+    if out is None:
+        return dw
+    out[...] = dw
+    return out
 
 
 def correlate_input_grad(dout: Array, w: Array, image: Pair, window: Window, groups: int) -> Array:
@@ -282,12 +299,19 @@ class Conv(Layer):
         return self._forward(x, relu=True)
 
     def _forward(self, x: Array, relu: bool = False) -> tuple[Array, Cache]:
-        w = self.params["W"] if self.train_weights else narrowed(self.state["W"], x.dtype)
-        return _conv(x, w, self.params.get("b"), self.window, self.groups, relu)
+        w = self.params["W"] if self.train_weights else self.state["W"]
+        return _conv(
+            x,
+            _filters(w, w.dtype if self.train_weights else x.dtype),
+            self.params.get("b"),
+            self.window,
+            self.groups,
+            relu,
+        )
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        dout, cache, db = _bias_grad(dout, cache)
-        grads = {"W": _filter_grad(dout, cache)} if self.train_weights else {}
+        dout, cache, db = _bias_grad(dout, cache, self.grads.pop("b", None))
+        grads = {"W": _filter_grad(dout, cache, self.grads.pop("W", None))} if self.train_weights else {}
         if db is not None:
             grads["b"] = db
         return (_input_grad(dout, cache) if input_grad else None), grads

@@ -25,6 +25,12 @@ CONVOLUTION = source.Source(
 )
 
 
+@kernel("layers.convolution.arranged", "cupy")
+def arranged(w: Any, dtype: Any) -> Any:
+    """With the channels last: a copy, which the weights' next values do not reach, unless they have one pixel."""
+    return cupy.ascontiguousarray(w.transpose(0, 2, 3, 1), dtype=dtype).transpose(0, 3, 1, 2)
+
+
 @kernel("layers.convolution.correlate", "cupy")
 def correlate(x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
     x, w = _of_one_dtype(x, w)
@@ -53,20 +59,28 @@ def _correlate(x: Any, filters: Any, b: Any, window: Window) -> Any:
 
 
 @kernel("layers.convolution.correlate_filter_grad", "cupy")
-def correlate_filter_grad(dout: Any, x: Any, window: Window, groups: int) -> Any:
+def correlate_filter_grad(dout: Any, x: Any, window: Window, groups: int, out: Any = None) -> Any:
     dout, x = _of_one_dtype(dout, x)
-    out = cudnn.correlate_filter_grad(dout, x, window, groups)
-    if out is not None:
-        return out
-    f, c, (kh, kw) = dout.shape[1], x.shape[1] // groups, window.size
-    douts = dout.transpose(0, 2, 3, 1)
+    dw = cudnn.correlate_filter_grad(dout, x, window, groups, out)
+    if dw is None:
+        dw = _filter_grad(dout, x, window, groups, out)
+    if out is None:
+        return dw.astype(x.dtype, copy=False)
+    if dw.data.ptr != out.data.ptr:
+        out[...] = dw
+    return out
+
+
+def _filter_grad(dout: Any, x: Any, window: Window, groups: int, out: Any) -> Any:
+    shape = f, c, *_ = dout.shape[1], x.shape[1] // groups, *window.size
     # Chunks of half types are added up in float32.
-    dw = cupy.empty((groups, f // groups, kh * kw * c), dtype="float32" if x.dtype.itemsize == 2 else x.dtype)
+    memory = cudnn.memory_for(shape, "float32" if x.dtype.itemsize == 2 else x.dtype, out)
+    douts, dw = dout.transpose(0, 2, 3, 1), memory.reshape(groups, f // groups, math.prod(window.size) * c)
     if len(x) == 0:
         dw[...] = 0
     for images, columns in _columns(x, window, groups):
         multiply(_by_group(douts[images], groups).transpose(0, 2, 1), columns, dw, add=images.start > 0)
-    return dw.astype(x.dtype, copy=False).reshape(f, kh, kw, c).transpose(0, 3, 1, 2)
+    return memory.transpose(0, 3, 1, 2)
 
 
 @kernel("layers.convolution.correlate_input_grad", "cupy")

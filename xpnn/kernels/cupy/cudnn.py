@@ -85,9 +85,9 @@ def correlate(x: Any, w: Any, b: Any, window: Window, relu: bool = False) -> Any
     return _run("fprop_relu" if relu else "fprop", x, w, shape, window, b)
 
 
-def correlate_filter_grad(dout: Any, x: Any, window: Window, groups: int) -> Any:
-    """Return what `layers.convolution.correlate_filter_grad` does, or None."""
-    return _run("wgrad", x, dout, (dout.shape[1], x.shape[1] // groups, *window.size), window)
+def correlate_filter_grad(dout: Any, x: Any, window: Window, groups: int, out: Any = None) -> Any:
+    """Return what `layers.convolution.correlate_filter_grad` does, or None; in `out` where that can be."""
+    return _run("wgrad", x, dout, (dout.shape[1], x.shape[1] // groups, *window.size), window, into=out)
 
 
 def correlate_input_grad(dout: Any, w: Any, image: Pair, window: Window, groups: int) -> Any:
@@ -95,7 +95,9 @@ def correlate_input_grad(dout: Any, w: Any, image: Pair, window: Window, groups:
     return _run("dgrad", dout, w, (len(dout), w.shape[1] * groups, *image), window)
 
 
-def _run(operation: str, first: Any, second: Any, shape: Shape, window: Window, bias: Any = None) -> Any:
+def _run(
+    operation: str, first: Any, second: Any, shape: Shape, window: Window, bias: Any = None, into: Any = None
+) -> Any:
     dtype, arrays = first.dtype, [first, second, *([] if bias is None else [bias])]
     if library() is None or dtype.char not in TYPES or 0 in first.shape or any(x.dtype != dtype for x in arrays):
         return None
@@ -104,14 +106,23 @@ def _run(operation: str, first: Any, second: Any, shape: Shape, window: Window, 
     key = (operation, first.shape, second.shape, shape, window, dtype.char, aligned)
     if key in _plans and _plans[key] is None:
         return None
-    n, c, height, width = shape
-    out = cupy.empty((n, height, width, c), dtype=dtype)
+    out = memory_for(shape, dtype, into)
     pointers = {number: x.data.ptr for number, x in enumerate(arrays, FIRST)} | {RESULT: out.data.ptr}
     plan = _plans[key] if key in _plans else _choose(key, pointers)
     if plan is None:
         return None
     _execute(plan, pointers)
     return out.transpose(0, 3, 1, 2)
+
+
+def memory_for(shape: Shape, dtype: Any, out: Any) -> Any:
+    """Return memory (N, H, W, C) for images or filters of that shape: that of `out` where it is as good as new."""
+    n, c, height, width = shape
+    if out is not None and out.dtype == dtype and out.data.ptr % ALIGNED == 0:
+        memory = out.transpose(0, 2, 3, 1)
+        if memory.flags.c_contiguous:
+            return memory
+    return cupy.empty((n, height, width, c), dtype=dtype)
 
 
 def _choose(key: tuple, pointers: dict[int, int]) -> Plan | None:

@@ -81,7 +81,17 @@ def _correlate_few(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: W
 
 
 @kernel("layers.convolution.correlate_filter_grad", "numpy")
-def correlate_filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, groups: int) -> np.ndarray:
+def correlate_filter_grad(
+    dout: np.ndarray, x: np.ndarray, window: Window, groups: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    dw = _filter_grad(dout, x, window, groups)
+    if out is None:
+        return dw
+    out[...] = dw
+    return out
+
+
+def _filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, groups: int) -> np.ndarray:
     (_, f, height, width), c, (kh, kw) = dout.shape, x.shape[1] // groups, window.size
     if winograd.suits(window, c, f, groups, (height, width), dout.dtype, x.dtype):
         return winograd.correlate_filter_grad(dout, x, window)
