@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from xpnn.arguments import check_flag, check_keys, check_whole
-from xpnn.backend import Array, Shape, library_of, namespace, one_kind
+from xpnn.backend import Array, Shape, library_of, namespace, one_kind, written
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.activation import ReLU, positive_part
@@ -158,11 +158,7 @@ def correlate_filter_grad(dout: Array, x: Array, window: Window, groups: int, ou
     columns = _columns(xp, x, window, groups)
     douts = xp.reshape(dout, (n, groups, f // groups, height * width))
     dw = xp.sum(xp.matmul(douts, xp.matrix_transpose(columns)), axis=0)
-    dw = xp.reshape(dw, (f, x.shape[1] // groups, *window.size))
-    if out is None:
-        return dw
-    out[...] = dw
-    return out
+    return written(xp.reshape(dw, (f, x.shape[1] // groups, *window.size)), out)
 
 
 def correlate_input_grad(dout: Array, w: Array, image: Pair, window: Window, groups: int) -> Array:

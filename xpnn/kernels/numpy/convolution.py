@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from xpnn.backend import written
 from xpnn.kernels import kernel
 from xpnn.kernels.numpy import winograd
 from xpnn.kernels.numpy.blocks import evenly, split
@@ -84,11 +85,7 @@ def _correlate_few(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: W
 def correlate_filter_grad(
     dout: np.ndarray, x: np.ndarray, window: Window, groups: int, out: np.ndarray | None = None
 ) -> np.ndarray:
-    dw = _filter_grad(dout, x, window, groups)
-    if out is None:
-        return dw
-    out[...] = dw
-    return out
+    return written(_filter_grad(dout, x, window, groups), out)
 
 
 def _filter_grad(dout: np.ndarray, x: np.ndarray, window: Window, groups: int) -> np.ndarray:
