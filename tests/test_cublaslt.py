@@ -164,6 +164,34 @@ def test_a_product_that_cublaslt_has_not_is_cupys(cupy, products, monkeypatch):
     assert cublaslt_on_cpu.calls == []
 
 
+@pytest.mark.parametrize("attribute", ["TRANSA", "EPILOGUE", "BIAS_BATCH_STRIDE", "BIAS_POINTER"])
+def test_a_product_with_an_attribute_that_the_version_does_not_know_is_cupys(cupy, products, attribute, monkeypatch):
+    set_attribute = cublaslt_on_cpu.matmul_desc_set_attribute
+
+    def refuse(handle, attr, buf, size_in_bytes):
+        if attr == cublaslt_on_cpu.MatmulDescAttribute[attribute]:
+            raise cublaslt_on_cpu.cuBLASLtError("invalid value")
+        set_attribute(handle, attr, buf, size_in_bytes)
+
+    monkeypatch.setattr(cublaslt_on_cpu, "matmul_desc_set_attribute", refuse)
+    a, b, bias = normals(5, 4), normals(4, 3, seed=1), normals(3, seed=2)
+    for _ in range(2):
+        np.testing.assert_allclose(products.matmul_bias(*map(cupy.array, (a, b, bias))).get(), a @ b + bias, rtol=1e-5)
+    assert cublaslt_on_cpu.calls == []
+
+
+@pytest.mark.parametrize("attribute", ["BATCH_COUNT", "MAX_WORKSPACE_BYTES"])
+def test_a_stack_whose_attributes_the_version_does_not_know_is_cupys(cupy, products, attribute, monkeypatch):
+    def refuse(*args):
+        raise cublaslt_on_cpu.cuBLASLtError("invalid value")
+
+    of = "matrix_layout" if attribute == "BATCH_COUNT" else "matmul_preference"
+    monkeypatch.setattr(cublaslt_on_cpu, f"{of}_set_attribute", refuse)
+    a, b = normals(2, 5, 4), normals(2, 4, 3, seed=1)
+    np.testing.assert_allclose(products.matmul(cupy.array(a), cupy.array(b)).get(), a @ b, rtol=1e-5)
+    assert cublaslt_on_cpu.calls == []
+
+
 @pytest.mark.usefixtures("cupy")
 @pytest.mark.parametrize(
     "function",

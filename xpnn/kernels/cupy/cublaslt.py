@@ -139,7 +139,15 @@ def _aux_apart(aux: Any) -> int:
     return aux.shape[1] * (8 if aux.dtype.char == "B" else 1)
 
 
-def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogue: str, aux: Any) -> Plan | None:
+def _plan(*product: Any) -> Plan | None:
+    """Return the plan of a product as `_find` takes it; None where the library has none, or not an attribute of it."""
+    try:
+        return _find(*product)
+    except library().cuBLASLtError:
+        return None
+
+
+def _find(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogue: str, aux: Any) -> Plan | None:
     lt, types = library(), importlib.import_module("nvmath.bindings.cublas").ComputeType
     if a.dtype.char == "d":
         compute, scale = types.COMPUTE_64F, CUDA_TYPES["d"]
@@ -159,9 +167,9 @@ def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogu
     alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned[:3], aligned[2]), strict=True)}
     # Parts of a sum are added up as they were computed, not as half types.
     parts = lt.ReductionScheme.COMPUTE_TYPE
-    _prefer(preference, MAX_WORKSPACE_BYTES=WORKSPACE, REDUCTION_SCHEME_MASK=parts, **alignment)
     answer, answers = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, "int32")
     try:
+        _prefer(preference, MAX_WORKSPACE_BYTES=WORKSPACE, REDUCTION_SCHEME_MASK=parts, **alignment)
         lt.matmul_algo_get_heuristic(
             _handle(lt),
             description,
@@ -172,8 +180,6 @@ def _plan(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogu
             answer.ctypes.data,
             answers.ctypes.data,
         )
-    except lt.cuBLASLtError:
-        return None
     finally:
         lt.matmul_preference_destroy(preference)
     if answers[0] == 0 or answer["state"][0] != 0:
