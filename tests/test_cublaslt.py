@@ -119,6 +119,59 @@ def test_products_of_halves_are_added_to_float32(cupy, products):
     np.testing.assert_allclose(received.get(), out + a.astype("f") @ b.astype("f"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", ORDERS)
+@pytest.mark.parametrize("second", ORDERS)
+@pytest.mark.parametrize("third", ORDERS)
+def test_a_multiple_of_a_matrix_is_added_by_the_product_itself(cupy, products, first, second, third):
+    for m, k, n in SHAPES:
+        a, b, c = first(normals(m, k)), second(normals(k, n, seed=1)), third(normals(m, n, seed=2))
+        given = cupy.array(c)
+        out = products.gemm(cupy.array(a), cupy.array(b), given, 2.0315, -4.775)
+        np.testing.assert_allclose(out.get(), 2.0315 * (a @ b) - 4.775 * c, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(given.get(), c)
+        assert whole(out)
+    scales = {(call.alpha, call.beta) for call in cublaslt_on_cpu.calls}
+    assert scales == {(float(np.float32(2.0315)), float(np.float32(-4.775)))}
+    assert len(cublaslt_on_cpu.calls) == len(SHAPES)
+    assert stand_in.launches == []
+
+
+def test_one_matrix_may_be_factor_and_summand(cupy, products):
+    x = normals(6, 6)
+    given = cupy.array(x)
+    np.testing.assert_allclose(products.gemm(given, given, given, 2.0, 0.5).get(), 2 * x @ x + 0.5 * x, atol=1e-5)
+    np.testing.assert_array_equal(given.get(), x)
+
+
+@pytest.mark.parametrize("kept", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_sum_of_a_product_is_rounded_once_for_the_product_and_once_for_the_sum(
+    cupy, products, kept, refused, monkeypatch
+):
+    if kept == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    if refused:
+        refusing(monkeypatch, "DEFAULT")
+    a, b, c = (normals(*shape, seed=i).astype(kept) for i, shape in enumerate(((6, 5), (5, 4), (6, 4))))
+    out = products.gemm(*map(cupy.array, (a, b, c)), 2.0315, -4.775)
+    assert out.dtype == np.dtype(kept)
+    product, added = a.astype("float64") @ b.astype("float64"), c.astype("float64")
+    exact, rounding = 2.0315 * product - 4.775 * added, {"float64": 2.0**-50, **HALVES}[kept]
+    tolerance = 1.01 * rounding * (np.abs(exact) + refused * 2.0315 * np.abs(product)) + 2.0**-22
+    assert (np.abs(out.get().astype("float64") - exact) <= tolerance).all()
+    assert len(cublaslt_on_cpu.calls) == (not refused)
+
+
+def test_what_is_added_may_begin_anywhere(cupy, products):
+    x, numbers = cupy.array(normals(8, 8)), cupy.array(normals(200, seed=1))
+    for start in range(5):
+        c = numbers[start : start + 64].reshape(8, 8)
+        np.testing.assert_allclose(products.gemm(x, x, c, 1.0, 2.0).get(), (x @ x).get() + 2 * c.get(), atol=1e-5)
+    searches = len(cublaslt_on_cpu.searches)
+    products.gemm(x, x, numbers[:64].reshape(8, 8), 3.0, 0.5)  # by a plan that is there
+    assert len(cublaslt_on_cpu.searches) == searches
+
+
 def test_float32_is_exact_unless_tf32_is_asked_for(cupy, products, monkeypatch):
     x = cupy.array(normals(3, 3))
     products.matmul(x, x)
@@ -198,6 +251,7 @@ def test_a_stack_whose_attributes_the_version_does_not_know_is_cupys(cupy, produ
     [
         "products.matmul",
         "products.matmul_bias",
+        "products.gemm",
         "layers.fused.activated",
         "layers.fused.activated_grad",
         "layers.fused.activated_input_grad",
@@ -238,7 +292,7 @@ def test_the_gradient_of_a_bias_is_added_up_by_the_product_for_its_matrix(cupy, 
         assert result.dtype == np.dtype(kept)
         np.testing.assert_allclose(result.get().astype("float64"), expected, rtol=tolerance, atol=1e-6)
         assert whole(result)
-    call = (4, 5, 6, 1, cublaslt_on_cpu.ComputeType.COMPUTE_32F, cublaslt_on_cpu.Epilogue.BGRADA, 0.0)
+    call = (4, 5, 6, 1, cublaslt_on_cpu.ComputeType.COMPUTE_32F, cublaslt_on_cpu.Epilogue.BGRADA, 0.0, 1.0)
     assert cublaslt_on_cpu.calls == [call]
     assert stand_in.launches == []
 

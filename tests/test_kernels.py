@@ -353,6 +353,18 @@ CALLS = {
         for dtype in ("float64", "float32")
         for a, b in (((5, 4), (4, 3)), ((0, 4), (4, 3)), ((5, 0), (0, 3)), ((70, 100), (100, 33)))
     ],
+    "products.gemm": [
+        (
+            normals(m, k, dtype=dtype),
+            order(normals(k, n, dtype=dtype, seed=1)),
+            normals(m, n, dtype=dtype, seed=2),
+            *scales,
+        )
+        for dtype in DTYPES
+        for m, k, n in ((5, 4, 3), (5, 4, 40), (1, 1, 1), (0, 4, 3), (5, 0, 3), (70, 100, 33))
+        for order in (np.asarray, np.asfortranarray)
+        for scales in ((2.0315, -4.775), (1.0, 3.4445), (0.5, 0.0))
+    ],
     "layers.affine.param_grads": [
         (normals(n, d, dtype=dtype), douts, *lent)
         for dtype in ("float64", "float32")
@@ -468,6 +480,7 @@ ROUNDINGS = {
     "losses.soft_cross_entropy": 16,
     "products.matmul": 4,
     "products.matmul_bias": 4,
+    "products.gemm": 4,
     "optim.norms.sum_of_squares": 16,
     # A device rounds a product and a sum once.
     "layers.batchnorm.normalize on cupy": 2,
@@ -483,6 +496,7 @@ OF_DEVICES = {
     "random.philox",
     "random.integers",
     "products.matmul_bias",
+    "products.gemm",
     "layers.fused.activated",
     "layers.fused.activated_grad",
     "layers.fused.activated_input_grad",

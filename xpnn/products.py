@@ -14,6 +14,11 @@ def product_bias(a: Array, b: Array, bias: Array) -> Array:
     return (fast_path("products.matmul_bias", library_of(a)) or matmul_bias)(a, b, bias)
 
 
+def product_sum(a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 1.0) -> Array:
+    """Return alpha a b + beta c, of matrices."""
+    return (fast_path("products.gemm", library_of(a)) or gemm)(a, b, c, alpha, beta)
+
+
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """The definition of `product`."""
     return written(namespace(a).matmul(a, b), out)
@@ -24,3 +29,8 @@ def matmul_bias(a: Array, b: Array, bias: Array) -> Array:
     out = product(a, b)
     out += bias
     return out
+
+
+def gemm(a: Array, b: Array, c: Array, alpha: float, beta: float) -> Array:
+    """The definition of `product_sum`; the name is BLAS's."""
+    return beta * c + (product(a, b) if alpha == 1 else alpha * product(a, b))

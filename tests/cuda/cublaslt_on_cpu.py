@@ -118,6 +118,7 @@ class Call(NamedTuple):
     compute: int
     epilogue: int
     beta: float
+    alpha: float = 1.0
 
 
 calls: list[Call] = []
@@ -242,6 +243,7 @@ def matmul(
     _require(described == [compute_desc, adesc, bdesc, cdesc, ddesc], "an algorithm for another product")
     pointers = a, b, c, d, *(operation[x] for x in POINTERS)  # the last two as they were when it was asked for
     _require(all(x % least == 0 for x, least in zip(pointers, aligned, strict=True)), "not aligned as promised")
+    _require(c != d or cdesc == ddesc, "a result in the place of C that lies otherwise")
     _require(workspace != 0 and workspace_size_in_bytes >= WORKSPACE, "the algorithm wants a workspace")
     _require(stream == stand_in.streams[-1].ptr, "another stream than CuPy's")
     computed = np.dtype("float64" if operation["compute"] == ComputeType.COMPUTE_64F else "float32")
@@ -272,7 +274,7 @@ def matmul(
         result[...] = values.astype(result.dtype)
 
     deferred(compute)
-    calls.append(Call(m, n, k, count, operation["compute"], operation["EPILOGUE"], float(beta)))
+    calls.append(Call(m, n, k, count, operation["compute"], operation["EPILOGUE"], float(beta), float(alpha)))
 
 
 def _activated(name: str, values: np.ndarray, operation: dict, dtype: np.dtype) -> np.ndarray:

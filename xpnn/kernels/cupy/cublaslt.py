@@ -1,7 +1,8 @@
 """Matrix products by cuBLASLt, through nvmath-python's bindings; plans are kept.
 
-It is asked for what CuPy has not: a bias added by the product itself or its gradient, stacks of half-precision
-matrices, results in float32 of factors in half, and calls while a CUDA graph is captured.
+It is asked for what CuPy has not: a bias added by the product itself or its gradient, a multiple of another matrix
+added to one of the product, stacks of half-precision matrices, results in float32 of factors in half, and calls while a
+CUDA graph is captured.
 
 cuBLASLt knows matrices by columns. One that lies in memory by rows is to it the transposed one, so it is asked for the
 transposed product, ``outᵀ = bᵀ aᵀ``. Its bias, a number for each row of outᵀ, is then one for each column of out.
@@ -32,14 +33,13 @@ ALIGNED = 256  # bytes: the most that an algorithm may rely on
 BESIDE = 16  # bytes: the same, for a bias and for what an epilogue leaves
 
 CUDA_TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}  # of cudaDataType, by dtype.char
-ZERO_AND_ONE = {char: np.array([0, 1], "float64" if char == "d" else "float32") for char in CUDA_TYPES}
 
 
 class Plan(NamedTuple):
     """What a product needs besides its arrays."""
 
     description: int
-    layouts: tuple[int, int, int]  # of the first factor, of the second, and of the result
+    layouts: tuple[int, int, int, int]  # of the first factor, of the second, of what is added, and of the result
     algorithm: np.ndarray
     workspace: int  # bytes
 
@@ -65,46 +65,63 @@ def _handle(lt: Any) -> int:
     return lt.create()
 
 
-def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "", aux: Any = None) -> bool:
+def multiply(
+    a: Any,
+    b: Any,
+    out: Any,
+    bias: Any,
+    add: bool,
+    epilogue: str = "",
+    aux: Any = None,
+    *,
+    c: Any = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> bool:
     """Do what `products.multiply` does, or return False: some products cuBLASLt has not.
 
     The epilogue, for one product without `add`, is ``"BIAS"`` where there is a bias and nothing else is asked for.
+    Where there is a `c`, of the shape and dtype of out, what is written is alpha a b + beta c.
     """
     if library() is None or not by_rows(out):
         return False
+    if c is None:
+        c, beta = out, float(add)
     if "BGRAD" in epilogue and a.shape[2] == 1:  # gradients of one row or unit, which not every version has
         return False
     a, b = (x if by_rows(x) or by_rows(x.transpose(0, 2, 1)) else cupy.ascontiguousarray(x) for x in (a, b))
+    c = c if by_rows(c) else cupy.ascontiguousarray(c)
     bias = None if bias is None else cupy.ascontiguousarray(bias)
     epilogue = epilogue or ("DEFAULT" if bias is None else "BIAS")
-    pointers = b.data.ptr, a.data.ptr, out.data.ptr
+    pointers = b.data.ptr, a.data.ptr, c.data.ptr, out.data.ptr
     aligned = tuple(min(pointer & -pointer, ALIGNED) for pointer in pointers)
     aligned += tuple(math.gcd(pointer, BESIDE) for pointer in _pointers_of(bias, aux))
     after = epilogue, None if aux is None else _aux_apart(aux)
-    key = (a.shape, b.shape, a.strides, b.strides, out.strides, a.dtype.char, out.dtype.char, after, aligned)
+    results = c.strides, out.strides
+    key = (a.shape, b.shape, a.strides, b.strides, results, a.dtype.char, out.dtype.char, after, aligned)
     if key not in _plans:
-        _plans[key] = _plan(a, b, out, bias, aligned, epilogue, aux)
+        _plans[key] = _plan(a, b, c, out, bias, aligned, epilogue, aux)
     plan = _plans[key]
     if plan is None:
         return False
     memory = cupy.empty(plan.workspace, dtype="uint8") if plan.workspace else None  # of the pool, so of this stream
-    zero, one = (x.ctypes.data for x in ZERO_AND_ONE[out.dtype.char].reshape(2, 1))
-    first, second, result = plan.layouts
+    of_product, of_added = (x.ctypes.data for x in _scales(alpha, beta, out.dtype.char))
+    first, second, added, result = plan.layouts
     with _describing:
         if _pointers[plan.description] != _pointers_of(bias, aux):
             _describe_pointers(plan.description, bias, aux)
         library().matmul(
             _handle(library()),
             plan.description,
-            one,
+            of_product,
             pointers[0],
             first,
             pointers[1],
             second,
-            one if add else zero,
+            of_added,
             pointers[2],
-            result,
-            pointers[2],
+            added,
+            pointers[3],
             result,
             plan.algorithm.ctypes.data,
             0 if memory is None else memory.data.ptr,
@@ -112,6 +129,12 @@ def multiply(a: Any, b: Any, out: Any, bias: Any, add: bool, epilogue: str = "",
             cupy.cuda.get_current_stream().ptr,
         )
     return True
+
+
+@functools.cache
+def _scales(alpha: float, beta: float, char: str) -> np.ndarray:
+    """Return alpha and beta, each an array (1,), where the host keeps them."""
+    return np.array([[alpha], [beta]], "float64" if char == "d" else "float32")
 
 
 def by_rows(x: Any) -> bool:
@@ -147,7 +170,9 @@ def _plan(*product: Any) -> Plan | None:
         return None
 
 
-def _find(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogue: str, aux: Any) -> Plan | None:
+def _find(
+    a: Any, b: Any, c: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogue: str, aux: Any
+) -> Plan | None:
     lt, types = library(), importlib.import_module("nvmath.bindings.cublas").ComputeType
     if a.dtype.char == "d":
         compute, scale = types.COMPUTE_64F, CUDA_TYPES["d"]
@@ -162,9 +187,10 @@ def _find(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogu
     if aux is not None:
         _describe(description, EPILOGUE_AUX_LD=_aux_apart(aux))
     _describe_pointers(description, bias, aux)
-    layouts = _layout(b), _layout(a), _layout(out)
+    result = _layout(out)
+    layouts = _layout(b), _layout(a), result if c.strides == out.strides else _layout(c), result
     preference = lt.matmul_preference_create()
-    alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned[:3], aligned[2]), strict=True)}
+    alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", aligned[:4], strict=True)}
     # Parts of a sum are added up as they were computed, not as half types.
     parts = lt.ReductionScheme.COMPUTE_TYPE
     answer, answers = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, "int32")
@@ -174,7 +200,6 @@ def _find(a: Any, b: Any, out: Any, bias: Any, aligned: tuple[int, ...], epilogu
             _handle(lt),
             description,
             *layouts,
-            layouts[2],
             preference,
             1,
             answer.ctypes.data,

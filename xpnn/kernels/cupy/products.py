@@ -24,6 +24,19 @@ def matmul_bias(a: Any, b: Any, bias: Any) -> Any:
     return _product(a, b, bias, None)
 
 
+@kernel("products.gemm", "cupy")
+def gemm(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
+    """One product, which also adds, where cuBLASLt has that."""
+    if a.dtype == b.dtype == c.dtype and a.dtype.char in cublaslt.CUDA_TYPES and 0 not in (*a.shape, *b.shape):
+        out = cupy.empty(c.shape, dtype=c.dtype)
+        if cublaslt.multiply(a[None], b[None], out[None], None, False, c=c[None], alpha=alpha, beta=beta):
+            return out
+    product = matmul(a, b)
+    if product.dtype.itemsize == 2:  # rounded once more, not at each operation
+        return (alpha * product.astype("float32") + beta * c.astype("float32")).astype(c.dtype)
+    return alpha * product + beta * c
+
+
 @kernel("layers.affine.param_grads", "cupy")
 def param_grads(rows: Any, douts: Any, dw: Any = None, db: Any = None) -> tuple[Any, Any]:
     """One product, which also adds up the douts that it reads, where cuBLASLt has that: for those that lie by rows."""
