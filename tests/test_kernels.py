@@ -19,6 +19,7 @@ from xpnn import kernels, layers, random, threads
 from xpnn.kernels.numpy import batchnorm, loops, winograd
 from xpnn.layers.pooling import window_max
 from xpnn.optim.rules import RULES
+from xpnn.products import product
 from xpnn.recording import varying
 from xpnn.windows import Window
 
@@ -765,6 +766,17 @@ def test_half_precision_gives_what_single_does(name, channels):
             assert half.dtype == np.float16
             # Sums of some hundred products, each rounded to half of 2**-10.
             np.testing.assert_allclose(half, single, rtol=0, atol=tolerance * np.abs(single).max())
+
+
+@pytest.mark.parametrize("shapes", [((50, 70), (70, 30)), ((3, 5, 7), (3, 7, 2)), ((2, 5, 7), (7, 2))])
+def test_products_of_half_precision_are_rounded_once(shapes):
+    a, b = (normals(*shape, dtype="float16", seed=seed) for seed, shape in enumerate(shapes))
+    expected = np.matmul(a.astype("float64"), b.astype("float64"))
+    out = np.empty(expected.shape, "float16")
+    for result in (product(a, b), product(a, b, out)):
+        assert result.dtype == np.float16
+        np.testing.assert_allclose(result, expected, rtol=1.01 * 2.0**-11, atol=2.0**-18)  # what float32 adds up
+    assert result is out
 
 
 @pytest.mark.parametrize("loops", ["blockwise", "compiled"])
