@@ -615,6 +615,10 @@ def test_a_model_without_parameters_has_an_optimizer(kind):
         ({"groups": [ParamGroup("norm*", "muon")]}, r"muon: expected .* 2 dimensions; received norm.beta \(3,\)"),
         ({"rule": "muon"}, r"^muon: expected parameters of at least 2 dimensions; received conv1.b \(3,\)"),
         ({"clip_norm": 0}, "Optimizer: expected clip_norm to be a number above 0; received 0"),
+        (
+            {"groups": [ParamGroup("conv1.W", "muon", newton_schulz_dtype="float32")]},
+            "group 'conv1.W': muon: expected newton_schulz_dtype to be one of float16, bfloat16, or .* 'float32'",
+        ),
         ({"groups": ["*.b"]}, r"Optimizer: expected groups to be a sequence of ParamGroup; received \['\*.b'\]"),
         (
             {"groups": ParamGroup("*.b")},
@@ -652,6 +656,16 @@ def test_an_impossible_setting_is_refused(kind, rule, setting, value, expected):
         Optimizer(params, rule, **{setting: value})
     with pytest.raises(SettingError, match=r"^group '\*.b': " + message):
         Optimizer(params, "lion", groups=[ParamGroup("*.b", rule, **{setting: value})])
+
+
+def test_a_dtype_that_the_parameters_backend_has_not_is_refused(kind):
+    group = ParamGroup("conv1.W", "muon", newton_schulz_dtype="bfloat16")
+    if hasattr(kind.xp, "bfloat16"):
+        optimizer = Optimizer(net(kind, "float64", 0), groups=[group])
+        assert optimizer.settings()["conv1.W.newton_schulz_dtype"] == "bfloat16"
+    else:
+        with pytest.raises(SettingError, match="dtype: expected one of .*; received 'bfloat16'"):
+            Optimizer(net(kind, "float64", 0), groups=[group])
 
 
 def test_a_learning_rate_may_be_zero(kind):

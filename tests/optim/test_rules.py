@@ -1,10 +1,13 @@
 """Update rules."""
 
+import re
+
 import numpy as np
 import pytest
 
 from oracles import COURSE, EPS, course_case, course_tolerance, normals
 from xpnn import backend as backends
+from xpnn.errors import SettingError
 from xpnn.optim import (
     RULES,
     adam,
@@ -48,6 +51,7 @@ DEFAULTS = {
         "momentum": 0.95,
         "weight_decay": 0.0,
         "newton_schulz_steps": 5,
+        "newton_schulz_dtype": "",
         "normalize_weights": 0,
     },
 }
@@ -194,7 +198,8 @@ def test_two_steps_keep_kind_device_and_dtype(kind, dtype, rule):
 
 @ALL
 def test_numpy_scalars_among_the_settings_do_not_promote_float32(kind, rule):
-    config = {name: np.float64(value) for name, value in DEFAULTS[rule.__name__].items()}
+    numbers = {name: value for name, value in DEFAULTS[rule.__name__].items() if not isinstance(value, str)}
+    config = {name: np.float64(value) for name, value in numbers.items()}
     w = kind([[1.0, 2.0]], "float32")
     for _ in range(2):
         w, config = rule(w, kind([[0.5, -0.5]], "float32"), config)
@@ -329,6 +334,88 @@ def test_newton_schulz_makes_a_matrix_nearly_orthogonal(kind, dtype):
     values = np.linalg.svd(kind.to_numpy(newton_schulz(kind(normals((16, 8), 1), dtype))), compute_uv=False)
     assert values.min() > 0.65
     assert values.max() < 1.25
+
+
+HALVES = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # a rounding, relative to the number
+
+
+def has(kind, dtype):
+    try:
+        kind.backend.dtype(dtype)
+    except SettingError:
+        return False
+    return True
+
+
+def of_condition(number, shape, seed=0):
+    """A matrix whose singular values lie evenly, on a scale of logarithms, from 1 down to that part of it."""
+    u, _, vt = np.linalg.svd(normals(shape, seed), full_matrices=False)
+    return u * np.geomspace(1, 1 / number, min(shape)) @ vt
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e15])
+@pytest.mark.parametrize(
+    "g",
+    [
+        normals((48, 96)),
+        normals((96, 48), 1),
+        normals((64, 64), 2),
+        of_condition(100, (48, 160)),
+        of_condition(1e5, (64, 96)),
+        np.outer(normals(40, 3), normals(60, 4)),
+    ],
+    ids=["wide", "tall", "square", "condition 100", "condition 1e5", "rank 1"],
+)
+def test_products_in_half_precision_give_the_singular_values_of_single(kind, half, size, g):
+    if not has(kind, half):
+        pytest.skip(f"{kind} has no {half}")
+    given = kind(size * g, "float32")
+    received, single = newton_schulz(given, 5, half), newton_schulz(given, 5)
+    kind.check(received, "float32", g.shape)
+    u, _, vt = np.linalg.svd(g, full_matrices=False)
+    received, single = (kind.to_numpy(x).astype("float64") for x in (received, single))
+    # The quintic takes [0, 1.2025] to itself, and what it has lifted stays above 0.68.
+    lifted = np.diag(u.T @ single @ vt.T) > 0.68
+    assert lifted.sum() >= min(30, np.linalg.matrix_rank(g))
+    assert np.diag(u.T @ received @ vt.T)[lifted].min() > 0.68 - 2 * HALVES[half]
+    assert np.linalg.norm(received, 2) < 1.2025 + 2 * HALVES[half]
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("size", [0.0, 1e-20])
+def test_of_next_to_nothing_half_precision_makes_nothing_more(kind, half, size):
+    if not has(kind, half):
+        pytest.skip(f"{kind} has no {half}")
+    g = kind(size * normals((4, 6)), "float32")
+    kind.assert_close(newton_schulz(g, 5, half), kind.to_numpy(newton_schulz(g, 5)), atol=QUINTIC * 2.0**-25)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_muon_multiplies_in_half_precision_where_it_is_asked_to(kind, half):
+    if not has(kind, half):
+        pytest.skip(f"{kind} has no {half}")
+    w, dw = (kind(normals((32, 8), seed), "float32") for seed in range(2))
+    next_w, config = muon(w, dw, {"learning_rate": 1.0, "newton_schulz_dtype": half})
+    kind.check(next_w, "float32")
+    kind.check(config["velocity"], "float32")
+    expected = kind.to_numpy(w) - kind.to_numpy(newton_schulz(1.95 * dw, 5, half))
+    kind.assert_close(next_w, expected, atol=15 * QUINTIC * EPS["float32"])
+    assert np.abs(kind.to_numpy(next_w - muon(w, dw, {"learning_rate": 1.0})[0])).max() > EPS["float32"]
+
+
+@pytest.mark.parametrize("other", ["float64", "half", None, np.float16])
+def test_newton_schulz_takes_a_half_dtype_or_none(kind, other):
+    expected = "newton_schulz: expected dtype to be one of float16, bfloat16, or '' for the weights' own"
+    with pytest.raises(SettingError, match=re.escape(f"{expected}; received {other!r}")):
+        newton_schulz(kind(np.ones((2, 2))), dtype=other)
+
+
+def test_a_dtype_that_a_backend_has_not_is_named(kind):
+    if has(kind, "bfloat16"):
+        pytest.skip(f"{kind} has it")
+    with pytest.raises(SettingError, match="dtype: expected one of .*; received 'bfloat16'"):
+        newton_schulz(kind(np.ones((2, 2))), dtype="bfloat16")
 
 
 def test_newton_schulz_leaves_zeros(kind, dtype):

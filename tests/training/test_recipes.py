@@ -161,11 +161,16 @@ class TestAirbench:
             if ".conv" in name:
                 assert config["normalize_weights"] == 1
                 assert config["newton_schulz_steps"] == 3
+                assert config["newton_schulz_dtype"] == ""
                 assert (config["learning_rate"], config["momentum"]) == (0.24, 0.6)
             else:
                 rate = 0.67 if name == "head.W" else 0.053
                 assert (config["learning_rate"], config["momentum"]) == (rate, 0.85)
                 assert config["weight_decay"] == pytest.approx(2e-6 * 2000 / rate, rel=1e-15)
+
+    def test_products_of_muon_are_in_half_precision_where_the_net_is(self, images):
+        configs = optimizer("airbench", images, dtype="float16")[1].configs()
+        assert {c.get("newton_schulz_dtype") for name, c in configs.items() if ".conv" in name} == {"float16"}
 
     def test_rates_fall_to_zero_the_first_bias_within_three_epochs_of_eight(self, images):
         _, opt = optimizer("airbench", images)

@@ -10,7 +10,7 @@ from training.solvers import AUGMENT, CourseModel, image_solver, make_net, make_
 from xpnn.data.augmentation import Mixup
 from xpnn.errors import CheckpointError
 from xpnn.models import FullyConnectedNet
-from xpnn.optim import sgd
+from xpnn.optim import ParamGroup, sgd
 from xpnn.training import Callback, checkpoint
 
 
@@ -75,6 +75,51 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, changes, message):
     make_solver().save(tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match=message):
         make_solver(**changes).resume(tmp_path / "c.safetensors")
+
+
+def with_muon(dtype="", **kwargs):
+    groups = [ParamGroup("W2", "muon", newton_schulz_dtype=dtype)]
+    return make_solver(update_rule="adam", param_groups=groups, **kwargs)
+
+
+def test_the_dtype_of_muons_products_is_saved_and_compared(tmp_path):
+    straight, first = with_muon("float16"), with_muon("float16", num_epochs=2)
+    straight.train()
+    first.train()
+    first.save(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=r"expected W2.newton_schulz_dtype ''; received 'float16'"):
+        with_muon().resume(tmp_path / "c")
+    rest = with_muon("float16")
+    rest.resume(tmp_path / "c")
+    rest.train()
+    assert rest.loss_history == straight.loss_history
+
+
+@pytest.mark.parametrize("chosen", ["", "float16"])
+def test_a_checkpoint_from_before_muon_had_a_dtype_for_its_products_goes_on_in_the_weights_own(tmp_path, chosen):
+    straight, first = with_muon(), with_muon(num_epochs=2)
+    straight.train()
+    first.train()
+    first.save(tmp_path / "c")
+    arrays, meta = checkpoint.load(tmp_path / "c")
+    del meta["optimizer"]["W2"]["newton_schulz_dtype"], meta["task"]["W2.newton_schulz_dtype"]
+    checkpoint.save(tmp_path / "c", arrays, meta)
+    rest = with_muon(chosen)
+    rest.resume(tmp_path / "c")
+    rest.train()
+    assert rest.loss_history == straight.loss_history
+    rest.save(tmp_path / "c")  # and it can be resumed again
+    with_muon().resume(tmp_path / "c")
+
+
+@pytest.mark.parametrize("value", ["float8", 16, None])
+def test_a_damaged_dtype_of_muons_products_is_refused(tmp_path, value):
+    with_muon().save(tmp_path / "c")
+    arrays, meta = checkpoint.load(tmp_path / "c")
+    meta["optimizer"]["W2"]["newton_schulz_dtype"] = value
+    checkpoint.save(tmp_path / "c", arrays, meta)
+    with pytest.raises(CheckpointError, match=f"c: .*newton_schulz_dtype to be one of float16, .*received {value!r}"):
+        with_muon().resume(tmp_path / "c")
 
 
 def test_checkpoint_name_gives_a_file_an_epoch(tmp_path):

@@ -4,6 +4,7 @@ A step is a pass over w, dw and the state with a few numbers, of which those tha
 rates, and corrections by how many steps there were. The host computes them in double precision.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from xpnn.recording import varying
 
 Array = Any
 Config = dict[str, Any]
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # a, b and c of Muon's ``a x + (b x xᵀ + c (x xᵀ)²) x``
 
 
 class Update(NamedTuple):
@@ -105,3 +108,16 @@ UPDATES = {
     "adamw": Update("adam", ("v", "a"), 7, lambda config: _adam(config, _kept(config))),
     "lion": Update("lion", ("v",), 6, _lion),
 }
+
+
+def fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many inputs and outputs a matrix (D, M) has, or filters (F, C, KH, KW): as Muon counts them."""
+    first, others = shape[0], math.prod(shape[1:])
+    return (first, others) if len(shape) == 2 else (others, first)
+
+
+def muon(config: Config, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """Muon's momentum, its rate for weights of that shape, and how much of them is kept."""
+    inputs, outputs = fans(shape)
+    scale = 1.0 if config["normalize_weights"] else math.sqrt(max(1.0, outputs / max(inputs, 1)))
+    return config["momentum"], config["learning_rate"] * scale, _kept(config)

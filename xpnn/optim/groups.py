@@ -9,7 +9,7 @@ from xpnn.arguments import check_number
 from xpnn.backend import Array
 from xpnn.errors import SettingError
 from xpnn.optim import schedules
-from xpnn.optim.rules import RULES, Config, Rule
+from xpnn.optim.rules import RULES, Config, Rule, check_half
 from xpnn.optim.schedules import Schedule
 
 BELOW_ONE = ("beta1", "beta2", "momentum", "decay_rate")  # shares of what has gathered that are kept
@@ -124,13 +124,13 @@ def rule_name(rule: Rule) -> str:
     return getattr(rule, "__name__", type(rule).__name__)
 
 
-def settings_of(rule: Rule, config: Config, where: str) -> dict[str, float]:
-    """Return the numbers that xpnn's rule takes, at their defaults where `config` does not give them; none for others.
+def settings_of(rule: Rule, config: Config, where: str) -> dict[str, float | str]:
+    """Return the settings that xpnn's rule takes, at their defaults where `config` does not give them; none for others.
 
     Raises
     ------
     SettingError
-        For a setting that the rule does not have, or a number that it cannot have; the message begins with `where`.
+        For a setting that the rule does not have, or a value that it cannot have; the message begins with `where`.
     """
     if rule is frozen and config:
         raise SettingError(f"{where}frozen: expected no settings; received {', '.join(map(repr, config))}")
@@ -145,8 +145,10 @@ def settings_of(rule: Rule, config: Config, where: str) -> dict[str, float]:
     return {name: _setting(where, name, config.get(name, default), default) for name, default in defaults.items()}
 
 
-def _setting(where: str, name: str, value: Any, default: float) -> float:
-    """Return a setting as a number of its default's type."""
+def _setting(where: str, name: str, value: Any, default: float | str) -> float | str:
+    """Return a setting as a number of its default's type, or as the name of a dtype."""
+    if isinstance(default, str):
+        return check_half(where, name, value)
     is_whole, limit = isinstance(default, int), 1 if name in BELOW_ONE else math.inf
     expected = f"{name} to be a {'whole ' * is_whole}number of at least 0{' and below 1' * (limit == 1)}"
     return type(default)(check_number(where, expected, value, lambda v: 0 <= v < limit and not (is_whole and v % 1)))

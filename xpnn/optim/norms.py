@@ -1,15 +1,16 @@
 """Euclidean norms that stay on the device."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from xpnn.backend import Array, library_of, namespace
 from xpnn.kernels import fast_path
 from xpnn.layers.precision import narrowed, widened
 
 
-def scaled(x: Array, factor: Array) -> Array:
-    """Return x times an array (), in x's dtype though the factor may have a wider one."""
-    return narrowed(widened(x) * factor, x.dtype)
+def scaled(x: Array, factor: Array, dtype: Any = None) -> Array:
+    """Return x times an array (), in x's dtype though the factor may have a wider one, or in another that is given."""
+    return narrowed(widened(x) * factor, dtype or x.dtype)
 
 
 def norm(x: Array) -> Array:

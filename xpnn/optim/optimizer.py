@@ -40,7 +40,7 @@ class _Part:
         return getattr(self.rule, "state", ())
 
     @property
-    def defaults(self) -> dict[str, float]:
+    def defaults(self) -> dict[str, float | str]:
         return getattr(self.rule, "defaults", {})
 
 
@@ -134,6 +134,9 @@ class Optimizer:
             state: tuple[str, ...] = getattr(rule, "state", ())
             given = {k: backends.of(w).asarray(config[k], dtype=w.dtype, copy=True) for k in state if k in config}
             zeros = {k: namespace(w).zeros_like(w) for k in state}
+            for value in settings.values():
+                if value and isinstance(value, str):
+                    backends.of(w).dtype(value)  # or it says that it has none
             self.groups[key] = {**config, **settings, **zeros, **given}
             pattern, rate = "" if is_default else group.pattern, self.groups[key].get("learning_rate")
             self._parts[key] = _Part(rule, own, segments, pattern, group.schedule, rate)
@@ -257,7 +260,7 @@ class Optimizer:
             self._backend = backend
         return backend
 
-    def defaults_of(self, name: str) -> dict[str, float]:
+    def defaults_of(self, name: str) -> dict[str, float | str]:
         """Return the settings, with their defaults, of the rule that `groups` has a config for under that name."""
         return dict(self._parts[name].defaults)
 

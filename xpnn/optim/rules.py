@@ -11,9 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from xpnn import backend as backends
 from xpnn.backend import Array, dtype_name, namespace, one_kind
+from xpnn.errors import SettingError
+from xpnn.kernels import updates
+from xpnn.layers.precision import HALVES, narrowed
 from xpnn.optim.norms import norm, scaled
-from xpnn.products import product
+from xpnn.products import product, product_sum
 from xpnn.recording import varying
 
 Config = dict[str, Any]
@@ -23,7 +27,7 @@ RULES: dict[str, Rule] = {}
 
 
 def update_rule(
-    *state: str, elementwise: bool = True, min_ndim: int = 0, recordable: bool = False, **defaults: float
+    *state: str, elementwise: bool = True, min_ndim: int = 0, recordable: bool = False, **defaults: float | str
 ) -> Callable[[Rule], Rule]:
     """Register a rule under its name, with its state's names and its settings' defaults.
 
@@ -37,8 +41,8 @@ def update_rule(
         How many dimensions w must have at least.
     recordable : bool
         Whether a device can record the rule itself: the numbers that differ from step to step are `varying`.
-    **defaults : float
-        Its settings; one whose default is an int is a whole number.
+    **defaults : float or str
+        Its settings; one whose default is an int is a whole number, one whose default is empty a half-precision dtype.
     """
 
     def register(step: Rule) -> Rule:
@@ -190,15 +194,16 @@ def lion(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     momentum=0.95,
     weight_decay=0.0,
     newton_schulz_steps=5,
+    newton_schulz_dtype="",
     normalize_weights=0,
 )
 def muon(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     """Muon, Nesterov momentum made orthogonal: ``v = mu v + dw``; ``w - lr s O(dw + mu v)``.
 
-    ``O`` is `newton_schulz` of the step as a matrix, w's first axis against all others. ``s = sqrt(max(1, outputs /
-    inputs))``, where a matrix (D, M) has D inputs and M outputs, and filters (F, C, KH, KW) have C KH KW and F. w first
-    shrinks to ``(1 - lr wd) w``. With `normalize_weights`, w is scaled to ``||w|| = sqrt(outputs)`` before that, and
-    ``s = 1``.
+    ``O`` is `newton_schulz` of the step as a matrix, w's first axis against all others, with products in
+    `newton_schulz_dtype`. ``s = sqrt(max(1, outputs / inputs))``, where a matrix (D, M) has D inputs and M outputs, and
+    filters (F, C, KH, KW) have C KH KW and F. w first shrinks to ``(1 - lr wd) w``. With `normalize_weights`, w is
+    scaled to ``||w|| = sqrt(outputs)`` before that, and ``s = 1``.
 
     Raises
     ------
@@ -208,24 +213,18 @@ def muon(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; with
     `normalize_weights`, Jordan's airbench94_muon.py.
     """
-    wd, matrix = config["weight_decay"], (w.shape[0], math.prod(w.shape[1:]))
-    inputs, outputs = matrix if w.ndim == 2 else matrix[::-1]
-    s = 1.0 if config["normalize_weights"] else math.sqrt(max(1.0, outputs / max(inputs, 1)))
-
-    def numbers() -> tuple[float, ...]:
-        lr = config["learning_rate"]
-        return lr * s, 1 - lr * wd, config["momentum"]
-
-    rate, kept, mu = varying(numbers, 3, dtype_name(w.dtype))
+    mu, rate, kept = varying(lambda: updates.muon(config, w.shape), 3, dtype_name(w.dtype))
     config["velocity"] = v = mu * config["velocity"] + dw
     xp = namespace(w)
-    update = xp.reshape(newton_schulz(xp.reshape(dw + mu * v, matrix), config["newton_schulz_steps"]), w.shape)
+    step = xp.reshape(dw + mu * v, (w.shape[0], math.prod(w.shape[1:])))
+    update = newton_schulz(step, config["newton_schulz_steps"], config["newton_schulz_dtype"])
     if config["normalize_weights"]:
+        _, outputs = updates.fans(w.shape)
         w = _of_norm(w, math.sqrt(outputs))
-    return (kept * w if wd else w) - rate * update, config
+    return (kept * w if config["weight_decay"] else w) - rate * xp.reshape(update, w.shape), config
 
 
-def newton_schulz(g: Array, steps: int = 5) -> Array:
+def newton_schulz(g: Array, steps: int = 5, dtype: str = "") -> Array:
     """Make a matrix nearly orthogonal: ``U S Vᵀ`` becomes ``U S' Vᵀ`` with S' between about 0.7 and 1.2.
 
     ``x = g / ||g||``; then each step is ``x = a x + (b x xᵀ + c (x xᵀ)²) x`` with a, b and c = 3.4445, -4.7750 and
@@ -235,30 +234,43 @@ def newton_schulz(g: Array, steps: int = 5) -> Array:
     ----------
     g : array (R, C)
     steps : int
+    dtype : str
+        That of x and of the products: ``"float16"`` or ``"bfloat16"``, as in the source; g's own where it is empty.
 
     Returns
     -------
     x : array (R, C)
-        Zeros for zeros.
+        In g's dtype. Zeros for zeros.
 
     Raises
     ------
     TypeError, ValueError
         When g holds no floating-point numbers, or is no matrix.
+    SettingError
+        For another dtype, or one that g's backend does not have.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
     one_kind("newton_schulz", g=g)
     if g.ndim != 2:
         raise ValueError(f"newton_schulz: expected g (R, C); received {tuple(g.shape)}")
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = scaled(g, 1 / (norm(g) + 1e-7))
-    tall = g.shape[0] > g.shape[1]
-    x = x.T if tall else x  # the product of a matrix and its transpose is then the smaller one
+    check_half("newton_schulz", "dtype", dtype)
+    a, b, c = updates.NEWTON_SCHULZ
+    x = scaled(g, 1 / (norm(g) + 1e-7), backends.of(g).dtype(dtype) if dtype else g.dtype)
+    is_tall = g.shape[0] > g.shape[1]
     for _ in range(steps):
-        gram = product(x, x.T)
-        x = a * x + product(b * gram + c * product(gram, gram), x)
-    return x.T if tall else x
+        gram = product(x.T, x) if is_tall else product(x, x.T)  # the smaller one of the two
+        polynomial = product_sum(gram, gram, gram, c, b)
+        x = product_sum(x, polynomial, x, beta=a) if is_tall else product_sum(polynomial, x, x, beta=a)
+    return narrowed(x, g.dtype)
+
+
+def check_half(where: str, name: str, dtype: Any) -> str:
+    """Return the name of a half-precision dtype, or the empty text that stands for none; raise SettingError else."""
+    if not isinstance(dtype, str) or dtype not in ("", *HALVES):
+        expected = f"{name} to be one of {', '.join(HALVES)}, or '' for the weights' own"
+        raise SettingError(f"{where}: expected {expected}; received {dtype!r:.60}")
+    return dtype
 
 
 def _of_norm(w: Array, size: float) -> Array:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from xpnn.data import Dataset
 from xpnn.errors import SettingError
+from xpnn.layers.precision import HALVES
 from xpnn.models import (
     Airbench,
     FullyConnectedNet,
@@ -298,7 +299,8 @@ class PageResNet9(Recipe):
 class Airbench94(Recipe):
     """The speed run airbench94_muon: filters by Muon, the rest by Nesterov momentum, a sum over the batch as the loss.
 
-    Muon: rate `lr`, 0.24; `momentum` 0.6; 3 Newton-Schulz steps; filters scaled to a norm of sqrt(F) before each.
+    Muon: rate `lr`, 0.24; `momentum` 0.6; 3 Newton-Schulz steps, in `dtype` where it is a half; filters scaled to a
+    norm of sqrt(F) before each.
     Nesterov, momentum 0.85: the whitening layer's bias at 0.053, falling to zero over 3/8 of the training; the batch
     norms' shifts at 0.053; the last layer at 0.67. Each decays by `weight_decay`, 2e-6 x 2000, over its rate. All rates
     but the first bias's follow `schedule`, a line to zero. The whitening is of the first 5,000 training images, pixels
@@ -370,7 +372,8 @@ class Airbench94(Recipe):
             decay = (settings.weight_decay or 0.0) / rate
             group = ParamGroup(pattern, "nesterov", schedule, learning_rate=rate, momentum=0.85, weight_decay=decay)
             groups.append(group)
-        return {**muon, "newton_schulz_steps": 3, "normalize_weights": 1}, groups
+        half = settings.dtype if settings.dtype in HALVES else ""
+        return {**muon, "newton_schulz_steps": 3, "newton_schulz_dtype": half, "normalize_weights": 1}, groups
 
 
 class Transformer(Recipe):

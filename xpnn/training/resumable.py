@@ -11,6 +11,7 @@ from xpnn.data.augmentation import Compose
 from xpnn.errors import CheckpointError, SettingError
 from xpnn.models import Model
 from xpnn.optim import EMA, Lookahead, Optimizer
+from xpnn.optim.rules import check_half
 from xpnn.random import Generator
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientSum
@@ -155,8 +156,10 @@ class Resumable(ABC):
             if progress.optimizer.keys() != self.optimizer.groups.keys():
                 raise CheckpointError("expected the optimizer's settings for the same arrays; received others")
             for group, config in progress.optimizer.items():
-                for key in self.optimizer.defaults_of(group):
-                    if not fits(config.get(key), float):
+                for key, default in self.optimizer.defaults_of(group).items():
+                    if isinstance(default, str):
+                        check_half("optimizer", key, config.get(key, default))
+                    elif not fits(config.get(key), float):
                         received = repr(config.get(key))
                         raise CheckpointError(f"expected a number for the optimizer's {key}; received {received}")
         except (CheckpointError, SettingError, TypeError) as error:
@@ -179,7 +182,7 @@ class Resumable(ABC):
             self.model.rng_state = progress.model_rng
         saved = checkpoint.section("optimizer", arrays)
         for group, config in self.optimizer.groups.items():
-            config.update(progress.optimizer[group])
+            config.update(self.optimizer.defaults_of(group) | progress.optimizer[group])  # it may lack a later one
             config.update((k, self.backend.asarray(a)) for k, a in checkpoint.section(group, saved).items())
         best = {name: self.backend.asarray(a) for name, a in checkpoint.section("best", arrays).items()}
         self.best_params = {name: a for name, a in best.items() if name in self.model.params}
