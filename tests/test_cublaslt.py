@@ -252,6 +252,7 @@ def test_a_stack_whose_attributes_the_version_does_not_know_is_cupys(cupy, produ
         "products.matmul",
         "products.matmul_bias",
         "products.gemm",
+        "optim.in_place.muon",
         "layers.fused.activated",
         "layers.fused.activated_grad",
         "layers.fused.activated_input_grad",

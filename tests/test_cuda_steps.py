@@ -1,5 +1,6 @@
 """What a training step does around the model, by the kernels for CuPy without a device: the batch and the update."""
 
+import cublaslt_on_cpu
 import numpy as np
 import pytest
 import stand_in
@@ -11,7 +12,7 @@ from xpnn import backend as backends
 from xpnn.data.augmentation import AlternatingFlip, Batch, Compose, RandomCrop, RandomFlip
 from xpnn.kernels.updates import UPDATES
 from xpnn.layers import Affine, Flatten, Sequential, Standardize
-from xpnn.optim import Optimizer, ParamGroup
+from xpnn.optim import Optimizer, ParamGroup, newton_schulz
 from xpnn.optim.norms import clip_factor
 from xpnn.optim.rules import RULES
 from xpnn.parameters import Parameters
@@ -98,6 +99,126 @@ def test_an_optimizer_steps_as_on_numpy(cupy, rule, clip_norm):
     assert launched() == squares + 4 * [f"{UPDATES[rule].loop}<float>"]
 
 
+# ---- Muon
+
+
+@pytest.fixture
+def with_cublaslt(cupy):
+    cublaslt_on_cpu.install()
+    return cupy
+
+
+def muon_config(velocity, **settings):
+    return {**RULES["muon"].defaults, **settings, "velocity": velocity}
+
+
+def written(monkeypatch):
+    """The results of CuPy's own functions from now on."""
+    sizes = []
+
+    def watching(function, args, kwargs=None, into=None, real=stand_in._do):
+        out = real(function, args, kwargs, into)
+        given = [stand_in._root(x) for x in stand_in._arrays_in(args)]
+        if isinstance(out, np.ndarray) and (into is not None or not any(stand_in._root(out) is x for x in given)):
+            sizes.append(out.size)
+        return out
+
+    monkeypatch.setattr(stand_in, "_do", watching)
+    return sizes
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 5)])
+@pytest.mark.parametrize("half", ["", "float16"])
+def test_a_step_of_muon_is_three_launches_and_three_products_a_step(with_cublaslt, monkeypatch, shape, half):
+    cupy, settings = with_cublaslt, {"newton_schulz_steps": 3, "newton_schulz_dtype": half, "normalize_weights": 1}
+    w, dw, velocity = (cupy.asarray(normals(*shape, seed=seed)) for seed in range(3))
+    condition, factor, own = cupy.array(True), cupy.array(0.5, dtype="float32"), written(monkeypatch)
+    ours()["optim.in_place.muon"](w, dw, muon_config(velocity, **settings), condition, factor)
+    products = "__half" if half else "float"
+    assert launched() == ["momentum<float>", f"normalized<float, {products}>", f"updated<float, {products}>"]
+    assert len(cublaslt_on_cpu.calls) == 3 * 3
+    assert own == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("normalize", [0, 1])
+def test_a_step_of_muon_that_the_condition_forbids_changes_nothing(with_cublaslt, value, normalize):
+    cupy = with_cublaslt
+    before = normals(12, 30), normals(12, 30, seed=1)
+    w, velocity = map(cupy.asarray, before)
+    dw = cupy.asarray(normals(12, 30, seed=2))
+    dw[3, 4] = value
+    config = muon_config(velocity, normalize_weights=normalize, weight_decay=0.5)
+    for factor in (None, cupy.array(value, dtype="float32")):
+        ours()["optim.in_place.muon"](w, dw, config, cupy.array(False), factor)
+        for array, expected in zip((w, config["velocity"]), before, strict=True):
+            np.testing.assert_array_equal(array.get(), expected)
+    ours()["optim.in_place.muon"](w, dw, config, cupy.array(True))
+    assert np.isnan(w.get()).all()
+
+
+@pytest.mark.parametrize("kept", HALVES)
+def test_in_half_precision_muon_only_rounds_its_results(with_cublaslt, kept):
+    """Products in a dtype of their own, so that they are the same."""
+    cupy, dtype, results = with_cublaslt, of_half(kept), []
+    arrays = [(8 * normals(20, 33, seed=seed)).astype(dtype) for seed in range(3)]
+    for computed in (dtype, np.dtype("float32")):
+        w, dw, velocity = (cupy.asarray(x.astype(computed)) for x in arrays)
+        config = muon_config(velocity, newton_schulz_dtype=kept, normalize_weights=1, learning_rate=0.1)
+        results.append(ours()["optim.in_place.muon"](w, dw, config, None, cupy.array(0.3, dtype="float32")))
+    for received, expected in zip(*results, strict=True):
+        assert received.dtype == dtype
+        np.testing.assert_allclose(
+            received.get().astype("float32"), expected.get(), rtol=1.01 * HALVES[kept], atol=2.0**-24
+        )
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1.0, 1e15])
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+def test_products_of_muon_in_half_precision_are_those_of_the_definition(with_cublaslt, half, size, shape):
+    of_half(half)
+    cupy, settings = with_cublaslt, {"learning_rate": 1.0, "momentum": 0.0, "newton_schulz_dtype": half}
+    w, dw = cupy.zeros(shape, "float32"), size * normals(*shape)
+    ours()["optim.in_place.muon"](w, cupy.asarray(dw), muon_config(cupy.zeros(shape, "float32"), **settings))
+    scale = max(1, shape[1] / shape[0]) ** 0.5
+    single = newton_schulz(dw)
+    # Singular values differ by some roundings, which the slope at zero lifts; vectors do not.
+    np.testing.assert_allclose(-w.get() / scale, single, rtol=0, atol=8 * HALVES[half])
+    values = np.linalg.svd(w.get() / scale, compute_uv=False)
+    if size >= 1:
+        assert 0.68 - 2 * HALVES[half] < values.min() < values.max() < 1.2025 + 2 * HALVES[half]
+
+
+def test_a_recorded_step_of_muon_takes_each_replays_numbers(with_cublaslt):
+    cupy, results, condition = with_cublaslt, [], with_cublaslt.array(True)
+    for recorded in (False, True):
+        w, dw, velocity = (cupy.asarray(normals(12, 30, seed=seed)) for seed in range(3))
+        config = muon_config(velocity, weight_decay=0.5, normalize_weights=1)
+
+        def step(w=w, dw=dw, config=config):
+            return ours()["optim.in_place.muon"](w, dw, config, condition)
+
+        step()
+        graph = ours()["recording.record"](step) if recorded else step
+        for rate, momentum in ((0.5, 0.25), (0.25, 0.75)):
+            config.update(learning_rate=rate, momentum=momentum)
+            graph()
+        results.append([x.get() for x in (w, velocity)])
+    for once, again in zip(*results, strict=True):
+        np.testing.assert_array_equal(once, again)
+
+
+@pytest.mark.parametrize("by_cublaslt", [True, False])
+def test_muon_can_be_recorded_as_far_as_products_can(cupy, by_cublaslt):
+    if by_cublaslt:
+        cublaslt_on_cpu.install()
+    model = Model(Sequential(Flatten(), Affine(4), Affine(3)), (2, 3), backend="cupy")
+    groups = [ParamGroup("*.b", "nesterov")]
+    assert Optimizer(model.params, "muon", groups=groups).unrecordable is None
+    assert (ours()["recording.obstacle"]() is None) == by_cublaslt
+
+
 # ---- norms
 
 
@@ -177,25 +298,17 @@ def test_from_indices_to_a_nets_numbers_images_are_moved_twice(cupy, monkeypatch
     """Once as bytes; before it is told where they come from, by launches for some thousand numbers. That is all."""
     data = cupy.array(np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8))
     model = Model(Sequential(Standardize(121.0, 60.0), Flatten()), (3, 32, 32), backend="cupy")
-    augment, written = Compose([RandomCrop(4), RandomFlip()]), []
-
-    def watching(function, args, kwargs=None, into=None, real=stand_in._do):
-        out = real(function, args, kwargs, into)
-        given = [stand_in._root(x) for x in stand_in._arrays_in(args)]
-        if isinstance(out, np.ndarray) and (into is not None or not any(stand_in._root(out) is x for x in given)):
-            written.append(out.size)
-        return out
-
+    augment = Compose([RandomCrop(4), RandomFlip()])
     (batch, *_) = batches(backends.get("cupy"), np.arange(7))
     launched()
-    monkeypatch.setattr(stand_in, "_do", watching)
+    own = written(monkeypatch)
     images = augment(data, batch, batch.indices)
     model.net.layers["standardize1"].forward(model._enter(images))
     assert launched() == [
         *("integers", "shifted", "shifted", "integers", "mirrored", "then"),
         *("pick<unsigned char, false>", "standardized<unsigned char, float>"),
     ]
-    assert written == []
+    assert own == []
 
 
 # ---- whether all is numbers

@@ -132,6 +132,23 @@ def steps(rule, **settings):
             )
 
 
+def muon_steps():
+    """w, dw, config, condition and factor: matrices and filters, wide and tall, under Muon's settings."""
+    defaults = RULES["muon"].defaults
+    airbench, decayed = {"normalize_weights": 1, "newton_schulz_steps": 3}, {"weight_decay": 0.5, "momentum": 0.0}
+    for dtype, shape in itertools.product(DTYPES, ((5, 7), (7, 2, 1, 3), (40, 3, 5), (1, 1), (0, 3))):
+        w, dw, velocity = (normals(*shape, dtype=dtype, seed=seed) for seed in range(3))
+        factor, true, false = (np.array(value) for value in (np.dtype(dtype).type(0.3), True, False))
+        for settings in ({}, airbench, decayed):
+            yield w, dw, {**defaults, **settings, "velocity": np.zeros_like(w)}
+            for more in ((true, factor), (false,), (None, factor)):
+                yield w, dw, {**defaults, **settings, "velocity": velocity}, *more
+    w, dw, velocity = (normals(300, 70, seed=seed) for seed in range(3))  # in more blocks than one
+    yield w, dw, {**defaults, **airbench, "velocity": velocity}
+    yield w, np.zeros_like(w), {**defaults, "velocity": np.zeros_like(w)}
+    yield np.zeros_like(w), dw, {**defaults, **airbench, "velocity": velocity}
+
+
 def picks():
     """Images and where to take others from: of every size of a number, with the channels last or not."""
     rng = np.random.default_rng(0)
@@ -236,6 +253,7 @@ CALLS = {
             "lion": [{"weight_decay": 0.0}, {"weight_decay": 0.1}],
         }.items()
     },
+    "optim.in_place.muon": list(muon_steps()),
     "optim.norms.sum_of_squares": [
         (x,) for x in [*ROWS, *IMAGES, normals(9, 5)[:, ::2], normals(0), np.array(2.0), normals(1_000_003)]
     ],
@@ -483,6 +501,7 @@ ROUNDINGS = {
     "products.matmul_bias": 4,
     "products.gemm": 4,
     "optim.norms.sum_of_squares": 16,
+    "optim.in_place.muon": 32,  # of the products of Newton-Schulz, each of which lifts those before; up to 3.4445**5
     # A device rounds a product and a sum once.
     "layers.batchnorm.normalize on cupy": 2,
     "layers.batchnorm.input_gradient on cupy": 2,
@@ -498,6 +517,7 @@ OF_DEVICES = {
     "random.integers",
     "products.matmul_bias",
     "products.gemm",
+    "optim.in_place.muon",
     "layers.fused.activated",
     "layers.fused.activated_grad",
     "layers.fused.activated_input_grad",

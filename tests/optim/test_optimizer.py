@@ -668,6 +668,28 @@ def test_a_dtype_that_the_parameters_backend_has_not_is_refused(kind):
             Optimizer(net(kind, "float64", 0), groups=[group])
 
 
+def test_a_step_of_muon_over_the_buffer_is_that_of_the_rule(kind, dtype):
+    params = Parameters({"a": (2, 3), "b": (4, 1, 1, 2)}, kind.backend, dtype)
+    params.flat[...] = kind(normals(14), dtype)
+    by_hand, configs = dict(params.copy()), {"a": None, "b": None}
+    optimizer = Optimizer(params, "muon")
+    for step in range(3):
+        grads = params.like()
+        grads.flat[...] = kind(normals(14, step + 1), dtype)
+        optimizer.step(grads)
+        for name, config in configs.items():
+            by_hand[name], configs[name] = RULES["muon"](by_hand[name], grads[name], config)
+            kind.assert_close(params[name], kind.to_numpy(by_hand[name]), atol=8 * EPS[dtype])
+
+
+def test_muon_leaves_arrays_of_a_plain_dict_to_their_owner(kind):
+    params = {"W": kind(normals((2, 3)))}
+    before, values = params["W"], kind.to_numpy(params["W"]).copy()
+    Optimizer(params, "muon").step({"W": kind(normals((2, 3), 1))})
+    kind.assert_close(before, values)
+    assert (kind.to_numpy(params["W"]) != values).all()
+
+
 def test_a_learning_rate_may_be_zero(kind):
     assert Optimizer(net(kind, "float64", 0), "adam", learning_rate=0).learning_rate == 0
 

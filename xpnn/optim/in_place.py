@@ -1,8 +1,9 @@
 """Update rules that write what they return into the arrays they were given.
 
 A step over a buffer then needs no new arrays. Each has the name of its rule in `rules` and the same config, whose
-state it changes; it returns w and the state's arrays. Two arrays () may decide more of the step, and nobody waits for
-them: where `where` is False, w and the state stay as they are, counters aside; dw is scaled by `factor`.
+state it changes; it returns w and the state's arrays. One that is elementwise takes any stretch of the buffer, another
+a parameter in its shape. Two arrays () may decide more of the step, and nobody waits for them: where `where` is False,
+w and the state stay as they are, counters aside; dw is scaled by `factor`.
 """
 
 from typing import Protocol
@@ -26,7 +27,7 @@ class InPlace(Protocol):
 
 
 def in_place(rule: Rule, w: Array) -> InPlace:
-    """Return the form that writes into place of an elementwise rule, for arrays of w's library."""
+    """Return the form of a rule that writes into place, for arrays of w's library."""
     own = rules.RULES.get(rule.__name__) is rule
     fast = fast_path(f"optim.in_place.{rule.__name__}", library_of(w)) if own else None
     return fast or by_blocks(rule)
@@ -34,14 +35,16 @@ def in_place(rule: Rule, w: Array) -> InPlace:
 
 def by_blocks(rule: Rule) -> InPlace:
     """Return the definition of a rule's form that writes into place."""
+    whole = not getattr(rule, "elementwise", True)
 
     def step(
         w: Array, dw: Array, config: Config, where: Array | None = None, factor: Array | None = None
     ) -> tuple[Array, ...]:
         xp, state, after = namespace(w), getattr(rule, "state", ()), config
-        length = w.shape[0] if backends.of(w).asynchronous else BLOCK  # a device takes it in as few launches as it can
+        # a device takes it in as few launches as it can
+        length = w.shape[0] if whole or backends.of(w).asynchronous else BLOCK
         for start in range(0, w.shape[0], max(length, 1)):
-            block = slice(start, min(start + length, w.shape[0]))
+            block = slice(start, min(start + length, w.shape[0])), ...
             g = dw[block] if factor is None else scaled(dw[block], factor)
             old = {key: config[key][block] for key in state}
             next_w, after = rule(w[block], g, {**config, **old})
@@ -61,3 +64,4 @@ rmsprop = by_blocks(rules.rmsprop)
 adam = by_blocks(rules.adam)
 adamw = by_blocks(rules.adamw)
 lion = by_blocks(rules.lion)
+muon = by_blocks(rules.muon)

@@ -186,6 +186,9 @@ class Optimizer:
         for key, part in self._parts.items():
             if part.segments:
                 self._step_over_buffer(key, part, grads, factor, where)
+            elif part.is_ours and isinstance(self.params, Parameters):
+                w, dw = self.params[part.names[0]], grads[part.names[0]]
+                in_place(part.rule, w)(w, dw, self.groups[key], where, factor)
             else:
                 self._step_alone(key, part, grads, factor, where)
 
