@@ -26,7 +26,15 @@ __device__ Value column_reduce(Value value, Op op) {
 // K numbers of a vector, of a column and those behind it, wherever the vector begins in memory.
 template <int K, typename T>
 __device__ Numbers<T, K> from(const T* vector) {
+    constexpr int PART = smallest(K, int(16 / sizeof(T)));
     Numbers<T, K> numbers;
-    for (int k = 0; k < K; ++k) numbers.number[k] = widen(vector[k]);
+    if (reinterpret_cast<u64>(vector) % (PART * sizeof(T)) == 0) {
+        for (int k = 0; k < K; k += PART) {
+            const Numbers<T, PART> part = read<PART>(vector + k);
+            for (int i = 0; i < PART; ++i) numbers.number[k + i] = part.number[i];
+        }
+    } else {
+        for (int k = 0; k < K; ++k) numbers.number[k] = widen(vector[k]);
+    }
     return numbers;
 }
