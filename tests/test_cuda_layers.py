@@ -31,6 +31,22 @@ def half(request):
     return np.dtype(request.param)
 
 
+@pytest.fixture
+def computed(monkeypatch):
+    """What CuPy itself has computed or copied: the functions."""
+    functions = []
+
+    def watching(function, args, kwargs=None, into=None, real=stand_in._do):
+        out = real(function, args, kwargs, into)
+        given = [stand_in._root(x) for x in stand_in._arrays_in(args)]
+        if isinstance(out, np.ndarray) and (into is not None or not any(stand_in._root(out) is x for x in given)):
+            functions.append(function)
+        return out
+
+    monkeypatch.setattr(stand_in, "_do", watching)
+    return functions
+
+
 def kernel(function):
     return kernels.TABLE[function, "cupy"]
 
@@ -39,74 +55,89 @@ def launched(function, *args):
     """The kernels, without their types, that a call launches."""
     stand_in.launches.clear()
     kernel(function)(*args)
+    return names()
+
+
+def names():
+    """The kernels that were launched, without their types."""
     return [launch.kernel.partition("<")[0] for launch in stand_in.launches]
 
 
 # ---- how often
 
 
-def test_batchnorm_of_few_rows_is_one_launch_a_pass(cupy):
-    x, v = cupy.asarray(normals(100, 500)), cupy.asarray(normals(500))
-    assert launched("layers.batchnorm.moments", x) == ["moments"]
-    assert launched("layers.batchnorm.normalize", x, v, v, v) == ["normalize"]
-    assert launched("layers.batchnorm.gradient_sums", x, x, v) == ["gradient_sums"]
-    assert launched("layers.batchnorm.input_gradient", x, x, v, v, v, v) == ["input_gradient"]
+PASSES = {  # of a batch norm of few rows; of many, whose chunks are added up in a second launch
+    100: (["moments", "normalize"], ["gradient_sums", "input_grad"]),
+    20_000: (["moments", "merge_moments", "normalize"], ["gradient_sums", "add_sums", "input_grad"]),
+}
+BEHIND = {
+    "none": lambda: [],
+    "relu": lambda: [ReLU()],
+    "gelu_none": lambda: [GELU()],
+    "gelu_tanh": lambda: [GELU("tanh")],
+}
 
 
-def test_batchnorm_of_many_rows_adds_up_its_chunks_in_a_second_launch(cupy):
-    x, v = cupy.asarray(normals(20_000, 24)), cupy.asarray(normals(24))
-    assert launched("layers.batchnorm.moments", x) == ["moments", "merge_moments"]
-    assert launched("layers.batchnorm.gradient_sums", x, x, v) == ["gradient_sums", "add_sums"]
-
-
-def test_a_layer_of_batchnorm_launches_nothing_else(cupy):
-    layer, x = layers.BatchNorm(), cupy.asarray(normals(100, 24))
-    layer.params = {"gamma": cupy.ones(24, "float32"), "beta": cupy.zeros(24, "float32")}
-    layer.bn_param.update(running_mean=cupy.zeros(24, "float32"), running_var=cupy.ones(24, "float32"))
-    names = lambda: [launch.kernel.partition("<")[0] for launch in stand_in.launches]  # noqa: E731
-    _, cache = layer.forward(x, train=True)
-    assert names() == ["moments", "running_moments", "scales", "normalize"]
+@pytest.mark.parametrize("n", PASSES)
+@pytest.mark.parametrize(("dtype", "of"), [("float32", "float"), ("float16", "__half")])
+@pytest.mark.parametrize("activation", BEHIND)
+def test_a_batchnorm_with_what_is_behind_it_launches_these_and_nothing_else(cupy, computed, n, dtype, of, activation):
+    net = Sequential(BatchNorm(), *BEHIND[activation]())
+    Model(net, (24,), backend="cupy", dtype=dtype)
+    x = cupy.asarray(normals(n, 24, dtype=dtype))
+    forward, backward = PASSES[n]
     stand_in.launches.clear()
-    layer.backward(x, cache)
-    assert names() == ["gradient_sums", "means", "input_gradient"]
-    stand_in.launches.clear()
-    layer.forward(x)
-    assert names() == ["scales", "normalize"]
-
-
-@pytest.mark.parametrize("shape", [(100, 24), (6, 5, 4, 4)])
-def test_a_relu_behind_a_batchnorm_launches_nothing(cupy, shape):
-    net = Sequential(BatchNorm(), ReLU())
-    Model(net, shape[1:], backend="cupy")
-    names = lambda: [launch.kernel for launch in stand_in.launches]  # noqa: E731
-    x = cupy.asarray(channels_last(normals(*shape)) if len(shape) == 4 else normals(*shape))
-    of = "true" if shape[1] % 4 == 0 else "false"  # whether 16 bytes are moved at once
-    stand_in.launches.clear()
+    computed.clear()
     out, cache = net.forward(x, train=True)
-    assert names() == ["moments<float>", "running_moments<float>", "scales<float>", f"normalize<float, {of}, true>"]
+    assert names() == forward
+    assert stand_in.launches[-1].kernel == f"normalize<{of}, true, {activation}>"
     stand_in.launches.clear()
     net.backward(out, cache)
-    assert names() == ["gradient_sums<float, true>", "means<float>", f"input_gradient<float, {of}, true>"]
+    assert names() == backward
     stand_in.launches.clear()
     net.infer(x)
-    assert names() == ["scales<float>", f"normalize<float, {of}, true>"]
+    assert names() == ["scales", "normalize"]
+    assert computed == []
 
 
 @pytest.mark.parametrize("kept", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("activation", BEHIND)
 @pytest.mark.parametrize("shape", [(100, 24), (6, 5, 4, 4)])
-def test_a_relu_behind_a_batchnorm_gives_numpys_gradients(cupy, kept, shape):
+def test_a_batchnorm_with_what_is_behind_it_gives_numpys_gradients(cupy, kept, activation, shape):
     results = []
     for backend in ("numpy", "cupy"):
-        net = Sequential(Affine(24) if len(shape) == 2 else Conv(8, 3, pad="same"), BatchNorm(), ReLU(), Affine(3))
+        first = Affine(24) if len(shape) == 2 else Conv(8, 3, pad="same")
+        net = Sequential(first, BatchNorm(), *BEHIND[activation](), Affine(3))
         model = Model(net, shape[1:], dtype=kept, backend=backend, rng=0)
         asarray = backends.get(backend).asarray
         for _ in range(2):
             loss, grads = model.loss(asarray(normals(*shape)), asarray(np.arange(shape[0]) % 3))
-        results.append([*map(backends.to_numpy, (loss, grads.flat, model.loss(asarray(normals(*shape)))))])
+        state = model.state.values()
+        results.append([*map(backends.to_numpy, (loss, grads.flat, model.loss(asarray(normals(*shape))), *state))])
     eps = np.finfo(kept).eps
     for host, device in zip(*results, strict=True):
         assert device.dtype == host.dtype
         np.testing.assert_allclose(device, host, rtol=0, atol=64 * eps * np.abs(host).max())
+
+
+@pytest.mark.parametrize("n", PASSES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_batchnorm_writes_its_gradients_where_they_belong_but_once(cupy, n, dtype):
+    layer, x = BatchNorm(), cupy.asarray(normals(n, 24, dtype=dtype))
+    Model(Sequential(layer), (24,), backend="cupy", dtype=dtype)
+    out, cache = layer.forward(x, train=True)
+    expected = [grad.get() for grad in layer.backward(out, cache)[1].values()]
+    layer.grads = {key: cupy.zeros(24, "float32") for key in ("gamma", "beta")}
+    lent = dict(layer.grads)
+    _, grads = layer.backward(out, cache)
+    _, again = layer.backward(out, cache)
+    assert layer.grads == {}
+    for key, truth in zip(("gamma", "beta"), expected, strict=True):
+        assert grads[key] is lent[key]
+        assert again[key] is not lent[key]
+        assert lent[key].dtype == np.float32
+        np.testing.assert_array_equal(lent[key].get(), truth)
+        np.testing.assert_array_equal(again[key].get(), truth)
 
 
 @pytest.mark.parametrize(("n", "sums"), [(100, []), (20_000, ["add_rows"])])
@@ -115,7 +146,6 @@ def test_an_activation_behind_an_affine_layer_is_one_launch_each_way(cupy, n, su
     for activation in (ReLU, GELU, lambda: GELU("tanh")):
         net = Sequential(Affine(24), activation(), Dropout(0.0), Affine(8), activation())
         Model(net, (6,), backend="cupy", rng=0)
-        names = lambda: [launch.kernel.partition("<")[0] for launch in stand_in.launches]  # noqa: E731
         stand_in.launches.clear()
         out, cache = net.forward(cupy.asarray(normals(n, 6)), train=True)
         assert names() == ["add_and_activate"] * 2
@@ -148,11 +178,11 @@ def test_pooling_is_one_launch_each_way(cupy):
     assert launched("layers.pooling.window_max_grad", out, place, (8, 8), window) == ["window_max_grad"]
 
 
-@pytest.mark.parametrize(("n", "c", "names"), [(100, 10, 1), (1000, 10, 2), (2, 5000, 2), (1, 5000, 1)])
-def test_a_loss_is_one_launch_and_one_more_for_the_sum_of_several_blocks(cupy, n, c, names):
+@pytest.mark.parametrize(("n", "c", "count"), [(100, 10, 1), (1000, 10, 2), (2, 5000, 2), (1, 5000, 1)])
+def test_a_loss_is_one_launch_and_one_more_for_the_sum_of_several_blocks(cupy, n, c, count):
     x, y = cupy.asarray(normals(n, c)), cupy.zeros(n, "int64")
-    assert launched("losses.cross_entropy", x, y, 0.1, n) == ["cross_entropy", "add_losses"][:names]
-    assert launched("losses.soft_cross_entropy", x, x, 0.1, n) == ["cross_entropy", "add_losses"][:names]
+    assert launched("losses.cross_entropy", x, y, 0.1, n) == ["cross_entropy", "add_losses"][:count]
+    assert launched("losses.soft_cross_entropy", x, x, 0.1, n) == ["cross_entropy", "add_losses"][:count]
 
 
 def test_a_mask_is_one_launch(cupy):
@@ -181,16 +211,15 @@ def test_a_layer_that_normalizes_examples_launches_three_kernels_in_all(cupy, no
     out, cache = getattr(layers, f"{norm}_forward")(cupy.asarray(x), *vectors, *groups, {})
     grads = getattr(layers, f"{norm}_backward")(out, cache)
     assert len(grads) == 1 + len(vectors)
-    names = [launch.kernel.partition("<")[0] for launch in stand_in.launches]
-    assert sorted(names) == ["gradient_sums", "normalization", "normalization_grad"]
+    assert sorted(names()) == ["gradient_sums", "normalization", "normalization_grad"]
     assert out.strides == x.strides
 
 
 def test_nothing_is_launched_for_no_numbers(cupy):
     rows, none, vector = cupy.zeros((0, 3)), cupy.zeros((5, 0)), cupy.zeros(3)
     assert launched("layers.batchnorm.normalize", rows, vector, vector, vector) == []
-    assert launched("layers.batchnorm.moments", none) == []
-    assert launched("layers.batchnorm.gradient_sums", rows, rows, vector) == []
+    assert launched("layers.batchnorm.batch_statistics", none, *4 * [cupy.zeros(0)], 0.9, 1.0, 0.0) == []
+    assert launched("layers.batchnorm.param_grads", rows, rows, vector, vector, vector, "relu", vector) == []
     assert launched("layers.pooling.window_max", cupy.zeros((0, 3, 4, 4)), Window((2, 2), (2, 2))) == []
     assert launched("layers.normalization.layernorm", rows, vector, vector, 0.0) == []
     assert launched("random.dropout_mask", 0, 1, 2, 0, 0.5, "float32") == []
@@ -203,7 +232,8 @@ def test_nothing_is_launched_for_no_numbers(cupy):
 def test_a_variance_far_from_zero_is_exact_to_rounding(cupy, first):
     x = normals(20_000, 7) + np.float32(1e4)
     x[0] = first
-    mean, var = kernel("layers.batchnorm.moments")(cupy.asarray(x))
+    vectors = [cupy.zeros(7, "float32")] * 4
+    *_, mean, var = kernel("layers.batchnorm.batch_statistics")(cupy.asarray(x), *vectors, 0.0, 1.0, 0.0)
     exact, eps = x.astype("float64"), np.finfo("float32").eps
     # The first number is the shift: where it is far from the others, their differences from it are rounded.
     np.testing.assert_allclose(mean.get(), exact.mean(axis=0), rtol=2 * eps)
@@ -288,32 +318,57 @@ def assert_rounded(result, truth, half):
 
 
 def assert_computed_in_float32(cupy, half, function, *args):
-    widened = (arg.astype("float64") if getattr(arg, "dtype", None) == half else arg for arg in args)
+    """And that the results are half; with vectors in single among the arguments, vectors are that."""
+    widened = (arg.astype("float64") if isinstance(arg, np.ndarray) and arg.dtype.kind != "i" else arg for arg in args)
     expected = definition(function)(*widened)
     received = kernel(function)(*(cupy.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
     if not isinstance(expected, tuple):
         expected, received = (expected,), (received,)
+    single = any(isinstance(arg, np.ndarray) and arg.dtype == np.float32 for arg in args)
     for result, truth in zip(received, expected, strict=True):
-        assert_rounded(result, truth, half)
+        if single and truth.ndim == 1:
+            assert result.dtype == np.float32
+            np.testing.assert_allclose(result.get(), truth, rtol=0, atol=32 * 2.0**-23 * np.abs(truth).max())
+        else:
+            assert_rounded(result, truth, half)
 
 
 @pytest.mark.parametrize("d", [3, 24])
-def test_batchnorm_computes_in_float32(cupy, half, d):
+@pytest.mark.parametrize("activation", BEHIND)
+def test_batchnorm_of_half_rows_computes_in_float32(cupy, half, d, activation):
     x, dout = (normals(5000, d, seed=seed).astype(half) for seed in range(2))
-    a, b, c, e = ((0.1 + normals(d, seed=seed) ** 2).astype(half) for seed in range(4))
-    for name, *args in [
-        ("moments", x),
-        ("running_moments", a, b, c, e, 0.9, 1.25),
-        ("scales", a, b, 1e-5),
-        ("normalize", x, a, b, c),
-        ("normalize_relu", x, a, b, c),
-        ("gradient_sums_relu", dout, x, a, b, c),
-        ("input_gradient_relu", dout, x, a, b, c, e, a),
-        ("gradient_sums", dout, x, a),
-        ("means", a, b, c, 5000),
-        ("input_gradient", dout, x, a, b, c, e),
+    a, b, c, e, f = (0.1 + normals(d, seed=seed) ** 2 for seed in range(5))
+    name, *more = {"none": ("",), "relu": ("_relu",)}.get(activation, ("_gelu", activation.removeprefix("gelu_")))
+    behind = "" if activation == "none" else activation
+    for function, *args in [
+        ("batch_statistics", x, a, b, c, e, 0.9, 1.25, 1e-5),
+        (f"normalize{name}", x, a, b, c, *more),
+        ("param_grads", dout, x, a, b, c, behind, e),
+        ("input_grad", dout, x, a, b, c, behind, e, f),
     ]:
-        assert_computed_in_float32(cupy, half, f"layers.batchnorm.{name}", *args)
+        assert_computed_in_float32(cupy, half, f"layers.batchnorm.{function}", *args)
+
+
+def test_statistics_of_half_rows_are_those_of_the_same_numbers_in_float32(cupy, half):
+    x, vectors = normals(20_000, 7).astype(half), [cupy.asarray(normals(7)) for _ in range(4)]
+    statistics = kernel("layers.batchnorm.batch_statistics")
+    received, expected = (statistics(cupy.asarray(rows), *vectors, 0.9, 1.0, 1e-5) for rows in (x, x.astype("float32")))
+    for result, truth in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(result.get(), truth.get())
+
+
+def test_batchnorms_functions_of_halves_alone_give_halves(cupy, half):
+    x, dout, gamma, beta = (cupy.asarray(normals(*shape).astype(half)) for shape in ((40, 3), (40, 3), (3,), (3,)))
+    bn_param = {"mode": "train"}
+    out, cache = layers.batchnorm_forward(x, gamma, beta, bn_param)
+    single, single_cache = layers.batchnorm_forward(*(a.astype("float32") for a in (x, gamma, beta)), {"mode": "train"})
+    for result, truth in zip(
+        (out, *layers.batchnorm_backward(dout, cache)),
+        (single, *layers.batchnorm_backward(dout.astype("float32"), single_cache)),
+        strict=True,
+    ):
+        assert_rounded(result, truth.get(), half)
+    assert bn_param["running_mean"].dtype == bn_param["running_var"].dtype == np.float32
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_none", "gelu_tanh"])

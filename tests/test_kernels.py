@@ -79,7 +79,10 @@ ROWS = [
     for dtype in ("float64", "float32")
     for shape in ((5, 3), (4096, 24), (70_001, 3), (1, 2000))
 ]
-
+# dout and x, and activations behind a batch norm.
+ROW_GRADS = [(normals(*x.shape, dtype=x.dtype, seed=3), x) for x in ROWS]
+BEHIND = ("", "relu", "gelu_none", "gelu_tanh")
+NO_NUMBER = np.array([[np.nan], [1.0], [-1.0], [0.0]])
 
 # Channels by the 16 bytes, and a window whose places take more than a byte.
 WIDE_IMAGES = [layout(ties(2, 8, 20, 19, dtype=dtype)) for dtype, layout in FLOATS]
@@ -316,23 +319,28 @@ CALLS = {
     ],
     "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
     "layers.batchnorm.moments": [(x,) for x in ROWS],
-    "layers.batchnorm.running_moments": [
-        (*vectors(normals(1, d, dtype=dtype), 4), 0.9, correction)
-        for dtype in ("float64", "float32")
-        for d, correction in ((0, 1.0), (3, 1.0), (500, 1.25))
+    "layers.batchnorm.batch_statistics": [
+        (x, *vectors(x, 4), 0.9, correction, 1e-5) for x in [*ROWS, normals(5, 0)] for correction in (1.0, 1.25)
     ],
     "layers.batchnorm.scales": [
-        (normals(d, dtype=dtype) ** 2, normals(d, dtype=dtype, seed=1), 1e-5)
+        (vector**2, *vectors(vector, 2), 1e-5)
         for dtype in ("float64", "float32")
-        for d in (3, 500)
+        for vector in (normals(d, dtype=dtype, seed=2) for d in (0, 3, 500))
     ],
-    "layers.batchnorm.means": [
-        (*vectors(normals(1, d, dtype=dtype), 3), 7) for dtype in ("float64", "float32") for d in (3, 500)
+    "layers.batchnorm.normalize": [(x, *vectors(x, 3)) for x in ROWS]
+    + [(normals(9, 4), *vectors(normals(9, 4, dtype="float64"), 3))],
+    "layers.batchnorm.normalize_relu": [(x, *vectors(x, 3)) for x in [*ROWS, NO_NUMBER]],
+    "layers.batchnorm.normalize_gelu": [
+        (x, *vectors(x, 3), form) for x in [*ROWS, NO_NUMBER] for form in ("none", "tanh")
     ],
-    "layers.batchnorm.normalize": [(x, *vectors(x, 3)) for x in ROWS],
-    "layers.batchnorm.normalize_relu": [
-        *((x, *vectors(x, 3)) for x in ROWS),
-        (np.array([[np.nan], [1.0], [-1.0], [0.0]]), *np.array([[0.0], [1.0], [0.0]])),
+    "layers.batchnorm.param_grads": [
+        (dout, x, *vectors(x, 3), activation, vectors(x, 4)[3], *out)
+        for dout, x in [*ROW_GRADS, (normals(0, 3), normals(0, 3, seed=1))]
+        for activation in BEHIND
+        for out in ((), (np.ones(x.shape[1], x.dtype), None), (None, np.ones(x.shape[1], "float16")))
+    ],
+    "layers.batchnorm.input_grad": [
+        (dout, x, *vectors(x, 3), activation, *vectors(x, 5)[3:]) for dout, x in ROW_GRADS for activation in BEHIND
     ],
     "layers.batchnorm.gradient_sums_relu": [
         (normals(*x.shape, dtype=x.dtype, seed=3), x, *vectors(x, 3)) for x in ROWS
@@ -480,12 +488,13 @@ ROUNDINGS = {
     "layers.fused.activated_input_grad": 64,  # the same, behind a product
     "layers.affine.param_grads": 16,
     "layers.batchnorm.moments": 16,
-    "layers.batchnorm.running_moments": 4,
+    "layers.batchnorm.batch_statistics": 16,
     "layers.batchnorm.scales": 4,
-    "layers.batchnorm.means": 4,
     "layers.batchnorm.normalize": 0,
     "layers.batchnorm.gradient_sums": 16,
     "layers.batchnorm.gradient_sums_relu": 32,  # of 70,000 terms of both signs, a fiftieth of their sizes' sum
+    "layers.batchnorm.param_grads": 16,
+    **{f"layers.batchnorm.param_grads of {activation}": 32 for activation in ("relu", "gelu_none", "gelu_tanh")},
     "layers.batchnorm.input_gradient": 0,
     "layers.convolution.correlate": 16,
     "layers.convolution.correlate_relu": 16,
@@ -504,9 +513,11 @@ ROUNDINGS = {
     "optim.in_place.muon": 32,  # of the products of Newton-Schulz, each of which lifts those before; up to 3.4445**5
     # A device rounds a product and a sum once.
     "layers.batchnorm.normalize on cupy": 2,
-    "layers.batchnorm.input_gradient on cupy": 2,
+    "layers.batchnorm.input_grad on cupy": 2,
     "layers.batchnorm.normalize_relu on cupy": 2,
-    "layers.batchnorm.input_gradient_relu on cupy": 2,
+    "layers.batchnorm.normalize_gelu on cupy": 4,
+    "layers.batchnorm.input_grad of gelu_none on cupy": 4,
+    "layers.batchnorm.input_grad of gelu_tanh on cupy": 16,  # the definition's slope, as above
 }
 FUSED = ("normalize", "gradient_sums", "input_gradient")
 # What NumPy has no kernel for.
@@ -534,9 +545,8 @@ OF_DEVICES = {
     "losses.cross_entropy",
     "losses.soft_cross_entropy",
     *(set() if loops.COMPILED else {f"layers.batchnorm.{name}_relu" for name in FUSED}),
-    "layers.batchnorm.running_moments",
-    "layers.batchnorm.scales",
-    "layers.batchnorm.means",
+    *(f"layers.batchnorm.{name}" for name in ("batch_statistics", "scales", "normalize_gelu")),
+    *("layers.batchnorm.param_grads", "layers.batchnorm.input_grad"),
     *(f"layers.normalization.{norm}{way}" for norm in NORMS for way in ("", "_grad")),
     "layers.normalization.param_grads",
 }
@@ -617,6 +627,12 @@ def copied(args, backend=None):
     return [of(arg) for arg in args]
 
 
+def allowed(table, function, library, args):
+    """The roundings of a call by a table: of the activation that it names, if any, and the library, or in general."""
+    names = [*(f"{function} of {arg}" for arg in args if isinstance(arg, str)), function]
+    return next((table[key] for name in names for key in (f"{name} on {library}", name) if key in table), 0)
+
+
 def assert_same_results(function, library, fast, args):
     backend = backends.get(library)
     expected = definition(function)(*copied(args))
@@ -637,8 +653,8 @@ def assert_same_results(function, library, fast, args):
         rtol = atol = 0.0
         if truth.dtype.kind == "f":
             eps = np.finfo(truth.dtype).eps
-            rtol = ELEMENTWISE.get(f"{function} on {library}", ELEMENTWISE.get(function, 0)) * eps
-            roundings = ROUNDINGS.get(f"{function} on {library}", ROUNDINGS.get(function, 0))
+            rtol = allowed(ELEMENTWISE, function, library, args) * eps
+            roundings = allowed(ROUNDINGS, function, library, args)
             atol = rtol + roundings * eps * np.max(np.abs(truth), initial=0.0, where=np.isfinite(truth))
         np.testing.assert_allclose(result, truth, rtol=rtol, atol=atol, err_msg=f"{function} on {library}")
 

@@ -6,9 +6,10 @@ from xpnn.arguments import check_flag, check_keys, check_number
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
-from xpnn.layers.activation import ReLU
+from xpnn.layers.activation import GELU, ReLU, gelu_and_slope, positive_part, where_positive
+from xpnn.layers.fused import name_of
 from xpnn.layers.layer import Cache, Layer, Spec, check_dout
-from xpnn.layers.precision import in_single_precision, narrowed, widened
+from xpnn.layers.precision import is_half, narrowed, rounded, widened
 from xpnn.layers.rows import add_rows, images, pixels
 
 SETTINGS, RUNNING = ("mode", "eps", "momentum", "unbiased"), ("running_mean", "running_var")
@@ -18,7 +19,8 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
     """Normalize each feature over the batch: ``out = gamma (x - mean) / sqrt(var + eps) + beta``.
 
     In train mode mean and var are the batch's (var with 1/N), and the running statistics follow them:
-    ``running = momentum running + (1 - momentum) batch``. In test mode the running statistics are used.
+    ``running = momentum running + (1 - momentum) batch``. In test mode the running statistics are used. Statistics of
+    half precision are single.
 
     Parameters
     ----------
@@ -46,11 +48,13 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, A
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
     """
-    return _forward(x, gamma, beta, bn_param, relu=False)
+    return _forward(x, gamma, beta, bn_param)
 
 
-def _forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], relu: bool) -> tuple[Array, Cache]:
-    """`batchnorm_forward`, and a ReLU if asked for: which numbers were positive is not kept, but computed again."""
+def _forward(
+    x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], activation: str = ""
+) -> tuple[Array, Cache]:
+    """`batchnorm_forward`, and an activation if asked for: its input is not kept, but computed again."""
     xp = one_kind("batchnorm", x=x, gamma=gamma, beta=beta)
     if x.ndim != 2 or gamma.shape != x.shape[1:] or beta.shape != x.shape[1:]:
         raise ValueError(
@@ -66,25 +70,34 @@ def _forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], relu
         raise ValueError("batchnorm: expected at least one example to take statistics of; received none")
     if mode == "train" and n == 1 and unbiased:
         raise ValueError("batchnorm: expected at least two values to take an unbiased variance of; received one")
+    dtype = xp.float32 if is_half(x) else x.dtype
     for key in RUNNING:
         if key not in bn_param:
-            bn_param[key] = xp.zeros(x.shape[1:], dtype=x.dtype, device=x.device)
+            bn_param[key] = xp.zeros(x.shape[1:], dtype=dtype, device=x.device)
         one_kind("batchnorm", x=x, **{key: bn_param[key]})
         if bn_param[key].shape != x.shape[1:]:
             received = tuple(bn_param[key].shape)
             raise ValueError(f"batchnorm: expected {key} of shape {tuple(x.shape[1:])}; received {received}")
-    running_mean, running_var = (xp.astype(bn_param[key], x.dtype, copy=False) for key in RUNNING)
+    running_mean, running_var = (xp.astype(bn_param[key], dtype, copy=False) for key in RUNNING)
+    library, of_params, gamma, beta = library_of(x), gamma.dtype, widened(gamma), widened(beta)
+    fast = fast_path("layers.batchnorm.batch_statistics", library)
+    rows = x if fast else widened(x)  # kernels take halves; else one copy serves every pass
     if mode == "train":
-        mean, var = (fast_path("layers.batchnorm.moments", library_of(x)) or moments)(x)
-        blend = fast_path("layers.batchnorm.running_moments", library_of(x)) or running_moments
-        blended = blend(running_mean, running_var, mean, var, momentum, n / (n - 1) if unbiased else 1.0)
-        bn_param["running_mean"], bn_param["running_var"] = blended
+        correction = n / (n - 1) if unbiased else 1.0
+        mean, inv_std, scale, beta, running_mean, running_var = (fast or batch_statistics)(
+            rows, running_mean, running_var, gamma, beta, momentum, correction, eps
+        )
+        bn_param["running_mean"], bn_param["running_var"] = running_mean, running_var
     else:
-        mean, var = running_mean, running_var
-    inv_std, scale = (fast_path("layers.batchnorm.scales", library_of(x)) or scales)(var, gamma, eps)
-    name, plain = ("normalize_relu", normalize_relu) if relu else ("normalize", normalize)
-    out = (fast_path(f"layers.batchnorm.{name}", library_of(x)) or plain)(x, mean, scale, beta)
-    return out, (x, mean, inv_std, scale, xp.asarray(beta, copy=True) if relu else None, mode)  # which steps change
+        mean = running_mean
+        inv_std, scale, beta = (fast_path("layers.batchnorm.scales", library) or scales)(running_var, gamma, beta, eps)
+    if activation.startswith("gelu"):
+        fast = fast_path("layers.batchnorm.normalize_gelu", library)
+        out = (fast or normalize_gelu)(rows, mean, scale, beta, activation.removeprefix("gelu_"))
+    else:
+        name, plain = ("normalize_relu", normalize_relu) if activation else ("normalize", normalize)
+        out = (fast_path(f"layers.batchnorm.{name}", library) or plain)(rows, mean, scale, beta)
+    return rounded(out, x), (rows, mean, inv_std, scale, beta, activation, mode, of_params)
 
 
 def _check_settings(where: str, eps: float, momentum: float) -> tuple[float, float]:
@@ -110,32 +123,29 @@ def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     dx : array (N, D)
     dgamma, dbeta : array (D,)
     """
-    dgamma, dbeta = _param_grads(dout, cache)
-    return _input_grad(dout, cache, dgamma, dbeta), dgamma, dbeta
+    return _backward(dout, cache)
 
 
-def _param_grads(dout: Array, cache: Cache) -> tuple[Array, Array]:
-    x, mean, inv_std, scale, beta, _ = cache
+def _backward(
+    dout: Array, cache: Cache, with_dx: bool = True, dgamma: Array | None = None, dbeta: Array | None = None
+) -> tuple[Any, Array, Array]:
+    """`batchnorm_backward`, with dx or with None in its place; dgamma and dbeta as `param_grads` takes them."""
+    x, mean, inv_std, scale, beta, activation, mode, of_params = cache
     check_dout("batchnorm_backward", dout, x, x.shape)
-    if beta is None:
-        fast = fast_path("layers.batchnorm.gradient_sums", library_of(x))
-        dbeta, products = (fast or gradient_sums)(dout, x, mean)
-    else:
-        fast = fast_path("layers.batchnorm.gradient_sums_relu", library_of(x))
-        dbeta, products = (fast or gradient_sums_relu)(dout, x, mean, scale, beta)
-    return products * inv_std, dbeta
+    library, before = library_of(x), (x, mean, scale, beta, activation)
+    douts = dout if dout.dtype == x.dtype else widened(dout)
+    fast = fast_path("layers.batchnorm.param_grads", library)
+    dgamma, dbeta, shift, slope = (fast or param_grads)(douts, *before, inv_std, dgamma, dbeta)
+    dx = None
+    if with_dx and mode == "test":
+        dx = rounded(gradient_before(douts, *before) * scale, dout)
+    elif with_dx:
+        fast = fast_path("layers.batchnorm.input_grad", library)
+        dx = rounded((fast or input_grad)(douts, *before, shift, slope), dout)
+    return dx, narrowed(dgamma, of_params), narrowed(dbeta, of_params)
 
 
-def _input_grad(dout: Array, cache: Cache, dgamma: Array, dbeta: Array) -> Array:
-    x, mean, inv_std, scale, beta, mode = cache
-    if mode == "test":
-        return (dout if beta is None else where_passed(dout, x, mean, scale, beta)) * scale
-    shift, slope = (fast_path("layers.batchnorm.means", library_of(x)) or means)(dbeta, dgamma, inv_std, dout.shape[0])
-    if beta is None:
-        fast = fast_path("layers.batchnorm.input_gradient", library_of(x))
-        return (fast or input_gradient)(dout, x, mean, scale, shift, slope)
-    fast = fast_path("layers.batchnorm.input_gradient_relu", library_of(x))
-    return (fast or input_gradient_relu)(dout, x, mean, scale, beta, shift, slope)
+# The definitions. Rows (N, D) may be of half precision; what is computed of them, but other rows, is single.
 
 
 def moments(x: Array) -> tuple[Array, Array]:
@@ -145,60 +155,131 @@ def moments(x: Array) -> tuple[Array, Array]:
     return mean, add_rows(centered * centered) / x.shape[0]
 
 
-def running_moments(
-    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, correction: float
-) -> tuple[Array, Array]:
-    """The definition of how running statistics follow a batch's, with the variance times `correction`."""
-    mean = momentum * running_mean + (1 - momentum) * mean
-    return mean, momentum * running_var + (1 - momentum) * correction * var
+def batch_statistics(
+    x: Array,
+    running_mean: Array,
+    running_var: Array,
+    gamma: Array,
+    beta: Array,
+    momentum: float,
+    correction: float,
+    eps: float,
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """The definition of a batch's mean and what else `normalize` takes, and of the running statistics that follow it.
+
+    Returns mean, ``1 / std``, ``gamma / std``, beta, running_mean and running_var, which follows the variance times
+    `correction`. No result is an argument itself: the steps to come change those.
+    """
+    mean, var = (fast_path("layers.batchnorm.moments", library_of(x)) or moments)(widened(x))
+    running_mean = momentum * running_mean + (1 - momentum) * mean
+    running_var = momentum * running_var + (1 - momentum) * correction * var
+    return mean, *scales(var, gamma, beta, eps), running_mean, running_var
 
 
-def scales(var: Array, gamma: Array, eps: float) -> tuple[Array, Array]:
-    """The definition of ``1 / std`` and of ``gamma / std``."""
-    inv_std = 1.0 / namespace(var).sqrt(var + eps)
-    return inv_std, gamma * inv_std
+def scales(var: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
+    """The definition of ``1 / std``, ``gamma / std`` and a copy of beta."""
+    xp = namespace(var)
+    inv_std = 1.0 / xp.sqrt(var + eps)
+    return inv_std, gamma * inv_std, xp.asarray(beta, copy=True)
 
 
 def normalize(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
     """The definition of what `batchnorm_forward` returns: ``scale (x - mean) + beta``."""
-    return (x - mean) * scale + beta
-
-
-def gradient_sums(dout: Array, x: Array, mean: Array) -> tuple[Array, Array]:
-    """The definition of the sums in `batchnorm_backward`: over rows, of dout and of ``dout (x - mean)``."""
-    return add_rows(dout), add_rows(dout * (x - mean))
-
-
-def means(dbeta: Array, dgamma: Array, inv_std: Array, n: int) -> tuple[Array, Array]:
-    """The definition of the means in `batchnorm_backward`: of dout, and of ``dout x_hat / std``."""
-    return dbeta * (1.0 / n), dgamma * (1.0 / n) * inv_std
-
-
-def input_gradient(dout: Array, x: Array, mean: Array, scale: Array, shift: Array, slope: Array) -> Array:
-    """The definition of dx in `batchnorm_backward`: ``scale (dout - shift - slope (x - mean))``."""
-    return (dout - shift - (x - mean) * slope) * scale
+    return rounded(_normalized(x, mean, scale, beta), x)
 
 
 def normalize_relu(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
     """The definition of what a batch norm and a ReLU behind it return."""
-    return namespace(x).maximum(normalize(x, mean, scale, beta), 0.0)
+    return rounded(positive_part(_normalized(x, mean, scale, beta)), x)
 
 
-def where_passed(dout: Array, x: Array, mean: Array, scale: Array, beta: Array) -> Array:
-    """Return dout where `normalize_relu` returned a positive number, else 0."""
-    return namespace(x).where(normalize(x, mean, scale, beta) > 0.0, dout, 0.0)
+def normalize_gelu(x: Array, mean: Array, scale: Array, beta: Array, approximate: str) -> Array:
+    """The definition of what a batch norm and a GELU behind it return."""
+    return rounded(gelu_and_slope(_normalized(x, mean, scale, beta), approximate)[0], x)
+
+
+def _normalized(x: Array, mean: Array, scale: Array, beta: Array) -> Array:
+    return (x - mean) * scale + beta
+
+
+def gradient_before(dout: Array, x: Array, mean: Array, scale: Array, beta: Array, activation: str) -> Array:
+    """Return the gradient before the activation, if there is one. Its input, computed again, is of no half type."""
+    if not activation:
+        return dout
+    out = _normalized(x, mean, scale, beta)
+    if activation == "relu":
+        return where_positive(dout, out)
+    return dout * gelu_and_slope(out, activation.removeprefix("gelu_"))[1]
+
+
+def param_grads(
+    dout: Array,
+    x: Array,
+    mean: Array,
+    scale: Array,
+    beta: Array,
+    activation: str,
+    inv_std: Array,
+    dgamma: Array | None = None,
+    dbeta: Array | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """The definition of dgamma, dbeta and the means in `batchnorm_backward`: of dout, and of ``dout x_hat / std``.
+
+    The gradients are in the arrays that are given for them, where those are of their dtype.
+    """
+    if activation == "relu":
+        fast = fast_path("layers.batchnorm.gradient_sums_relu", library_of(x))
+        sums, products = (fast or gradient_sums_relu)(dout, x, mean, scale, beta)
+    else:
+        before = gradient_before(dout, x, mean, scale, beta, activation)
+        fast = fast_path("layers.batchnorm.gradient_sums", library_of(x))
+        sums, products = (fast or gradient_sums)(before, x, mean)
+    grads, part = products * inv_std, 1.0 / max(x.shape[0], 1)
+    return _put(grads, dgamma), _put(sums, dbeta), sums * part, grads * part * inv_std
+
+
+def _put(x: Array, out: Array | None) -> Array:
+    if out is None or out.dtype != x.dtype:
+        return x
+    out[...] = x
+    return out
+
+
+def gradient_sums(dout: Array, x: Array, mean: Array) -> tuple[Array, Array]:
+    """The definition of the sums in `param_grads`: over rows, of dout and of ``dout (x - mean)``."""
+    dout = widened(dout)
+    return add_rows(dout), add_rows(dout * (x - mean))
 
 
 def gradient_sums_relu(dout: Array, x: Array, mean: Array, scale: Array, beta: Array) -> tuple[Array, Array]:
-    """The definition of the sums in `batchnorm_backward`, after `normalize_relu`."""
-    return gradient_sums(where_passed(dout, x, mean, scale, beta), x, mean)
+    """The definition of these sums after `normalize_relu`."""
+    return gradient_sums(gradient_before(dout, x, mean, scale, beta, "relu"), x, mean)
+
+
+def input_grad(
+    dout: Array, x: Array, mean: Array, scale: Array, beta: Array, activation: str, shift: Array, slope: Array
+) -> Array:
+    """The definition of dx in `batchnorm_backward`, given the means of `param_grads`."""
+    if activation == "relu":
+        fast = fast_path("layers.batchnorm.input_gradient_relu", library_of(x))
+        dx = (fast or input_gradient_relu)(dout, x, mean, scale, beta, shift, slope)
+    else:
+        before = gradient_before(dout, x, mean, scale, beta, activation)
+        fast = fast_path("layers.batchnorm.input_gradient", library_of(x))
+        dx = (fast or input_gradient)(before, x, mean, scale, shift, slope)
+    return rounded(dx, dout)
+
+
+def input_gradient(dout: Array, x: Array, mean: Array, scale: Array, shift: Array, slope: Array) -> Array:
+    """The definition of `input_grad` with no activation: ``scale (dout - shift - slope (x - mean))``."""
+    return (dout - shift - (x - mean) * slope) * scale
 
 
 def input_gradient_relu(
     dout: Array, x: Array, mean: Array, scale: Array, beta: Array, shift: Array, slope: Array
 ) -> Array:
-    """The definition of dx in `batchnorm_backward`, after `normalize_relu`."""
-    return input_gradient(where_passed(dout, x, mean, scale, beta), x, mean, scale, shift, slope)
+    """The definition of it after `normalize_relu`."""
+    return input_gradient(gradient_before(dout, x, mean, scale, beta, "relu"), x, mean, scale, shift, slope)
 
 
 def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any]) -> tuple[Array, Cache]:
@@ -227,17 +308,19 @@ def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: dic
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, section 3.2.
     """
-    return _spatial_forward(x, gamma, beta, bn_param, relu=False)
+    return _spatial_forward(x, gamma, beta, bn_param)
 
 
-def _spatial_forward(x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], relu: bool) -> tuple[Array, Cache]:
+def _spatial_forward(
+    x: Array, gamma: Array, beta: Array, bn_param: dict[str, Any], activation: str = ""
+) -> tuple[Array, Cache]:
     one_kind("spatial_batchnorm", x=x, gamma=gamma, beta=beta)
     if x.ndim != 4 or gamma.shape != x.shape[1:2] or beta.shape != x.shape[1:2]:
         raise ValueError(
             "spatial_batchnorm: expected x (N, C, H, W), gamma (C,) and beta (C,); "
             f"received x {tuple(x.shape)}, gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)}"
         )
-    out, cache = _forward(pixels(x), gamma, beta, bn_param, relu)
+    out, cache = _forward(pixels(x), gamma, beta, bn_param, activation)
     return images(out, x.shape), (cache, x.shape)
 
 
@@ -256,13 +339,18 @@ def spatial_batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array,
     dx : array (N, C, H, W)
     dgamma, dbeta : array (C,)
     """
+    return _spatial_backward(dout, cache)
+
+
+def _spatial_backward(
+    dout: Array, cache: Cache, with_dx: bool = True, dgamma: Array | None = None, dbeta: Array | None = None
+) -> tuple[Any, Array, Array]:
     pixel_cache, shape = cache
     check_dout("spatial_batchnorm_backward", dout, pixel_cache[0], shape)
-    dx, dgamma, dbeta = batchnorm_backward(pixels(dout), pixel_cache)
-    return images(dx, shape), dgamma, dbeta
+    dx, dgamma, dbeta = _backward(pixels(dout), pixel_cache, with_dx, dgamma, dbeta)
+    return (images(dx, shape) if with_dx else None), dgamma, dbeta
 
 
-@in_single_precision
 class BatchNorm(Layer):
     """`batchnorm_forward` of vectors (D,), or `spatial_batchnorm_forward` of images (C, H, W).
 
@@ -287,7 +375,11 @@ class BatchNorm(Layer):
         The dict that `batchnorm_forward` is called with; it is also the layer's `state`.
     """
 
-    fuses: ClassVar[dict[type[Layer], str]] = {ReLU: "layers.batchnorm.normalize_relu"}
+    is_single = True
+    fuses: ClassVar[dict[type[Layer], str]] = {
+        ReLU: "layers.batchnorm.normalize_relu",
+        GELU: "layers.batchnorm.normalize_gelu",
+    }
     state_names = RUNNING
     torch_names: ClassVar[dict[str, str]] = {
         "gamma": "weight",
@@ -337,23 +429,18 @@ class BatchNorm(Layer):
         return self._affine_specs(input_shape, learned=False) | statistics
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
-        return self._forward(x, train, relu=False)
+        return self._forward(x, train)
 
     def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
-        """`forward` and a ReLU. What a half type rounds to 0 afterwards passes gradients, if it was positive."""
-        out, cache = self._forward(widened(x), train, relu=True)
-        return narrowed(out, x.dtype), cache
+        return self._forward(x, train, name_of(after))
 
-    def _forward(self, x: Array, train: bool, relu: bool) -> tuple[Array, Cache]:
+    def _forward(self, x: Array, train: bool, activation: str = "") -> tuple[Array, Cache]:
         self.bn_param["mode"] = "train" if train else "test"
         gamma, beta = ((self.params if self.learned[key] else self.state)[key] for key in ("gamma", "beta"))
-        return (_forward if x.ndim == 2 else _spatial_forward)(x, gamma, beta, self.bn_param, relu)
+        return (_forward if x.ndim == 2 else _spatial_forward)(x, gamma, beta, self.bn_param, activation)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        if input_grad:
-            dx, dgamma, dbeta = (batchnorm_backward if dout.ndim == 2 else spatial_batchnorm_backward)(dout, cache)
-        else:
-            rows = (dout, cache) if dout.ndim == 2 else (pixels(dout), cache[0])
-            dx, (dgamma, dbeta) = None, _param_grads(*rows)
+        lent = self.grads.pop("gamma", None), self.grads.pop("beta", None)
+        dx, dgamma, dbeta = (_backward if dout.ndim == 2 else _spatial_backward)(dout, cache, input_grad, *lent)
         grads = {"gamma": dgamma, "beta": dbeta}
         return dx, {key: grad for key, grad in grads.items() if self.learned[key]}

@@ -10,15 +10,24 @@ HALVES = ("float16", "bfloat16")
 SomeLayer = TypeVar("SomeLayer", bound=type[Layer])
 
 
+def is_half(x: Array) -> bool:
+    return dtype_name(x.dtype) in HALVES
+
+
 def widened(x: Array) -> Array:
     """Return x, or for half precision a copy in single, in which squares neither overflow nor vanish."""
     xp = namespace(x)
-    return xp.astype(x, xp.float32) if dtype_name(x.dtype) in HALVES else x
+    return xp.astype(x, xp.float32) if is_half(x) else x
 
 
 def narrowed(x: Array, dtype: Any) -> Array:
     """Return x in that dtype, itself where it is of it."""
     return x if x.dtype == dtype else namespace(x).astype(x, dtype)
+
+
+def rounded(x: Array, like: Array) -> Array:
+    """Return x, computed of the other array, in half precision where that is."""
+    return narrowed(x, like.dtype) if is_half(like) else x
 
 
 def in_single_precision(layer: SomeLayer) -> SomeLayer:

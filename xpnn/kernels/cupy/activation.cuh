@@ -22,11 +22,12 @@ __device__ __forceinline__ void gelu(A x, A& y, A& slope) {
     slope = phi + near * density;
 }
 
-enum Activation { relu, gelu_none, gelu_tanh };  // GELU by its `approximate`
+enum Activation { none, relu, gelu_none, gelu_tanh };  // GELU by its `approximate`
 
 // The activation of x; its derivative, for a ReLU also from its output in place of x.
 template <Activation activation, typename A>
 __device__ __forceinline__ A activated(A x) {
+    if (activation == none) return x;
     if (activation == relu) return x < 0 ? 0 : x;  // what is no number stays
     A y, slope;
     gelu<activation == gelu_tanh>(x, y, slope);
@@ -34,6 +35,7 @@ __device__ __forceinline__ A activated(A x) {
 }
 template <Activation activation, typename A>
 __device__ __forceinline__ A passed(A dout, A x) {
+    if (activation == none) return dout;
     if (activation == relu) return x > 0 ? dout : 0;
     A y, slope;
     gelu<activation == gelu_tanh>(x, y, slope);

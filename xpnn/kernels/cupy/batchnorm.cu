@@ -1,8 +1,9 @@
-// Batch normalization of rows (n, d): statistics of the columns, and what is computed of each number by them.
+// Batch normalization of rows (n, d): statistics of the columns, and what is computed of each number by them. Rows may be
+// of half precision; vectors (d,) have the type that is computed in.
 //
-// With `relu` the result is rectified, and a gradient is 0 where that was not positive: it is computed again, which is
-// quicker than to read it.
+// An activation behind it is applied, too. Its gradient takes its input, which is computed again: quicker than to read it.
 
+#include "activation.cuh"
 #include "columns.cuh"
 
 constexpr int GROUP = 8;  // numbers that a thread reads at once
@@ -11,7 +12,7 @@ constexpr int GROUP = 8;  // numbers that a thread reads at once
 template <typename A>
 __device__ __forceinline__ A normalized(A x, A mean, A scale, A beta) { return fma(x - mean, scale, beta); }
 
-// ---- mean and variance
+// ---- mean and variance, and what follows from them
 
 // Of numbers less a shift that all have in common, so that means far from zero lose nothing.
 template <typename A>
@@ -28,16 +29,27 @@ struct Merge {  // Chan, Golub and LeVeque, "Updating formulae and a pairwise al
     }
 };
 
-template <typename T>
-__device__ void write_moments(Moments<Acc<T>> moments, Acc<T> shift, i64 column, T* mean, T* var) {
-    mean[column] = narrow<T>(shift + moments.mean);
-    var[column] = narrow<T>(moments.squares / moments.count);
+// What follows from the moments of a column, into `statistics` (4, d), the mean, 1 / std, gamma / std and beta; and the
+// running mean and variance, into `running` (2, d).
+template <typename A>
+__device__ void write_statistics(Moments<A> moments, A shift, i64 column, i64 d, const A* running_mean,
+                                 const A* running_var, const A* gamma, const A* beta, A momentum, A correction, A eps,
+                                 A* statistics, A* running) {
+    const A mean = shift + moments.mean, var = moments.squares / moments.count, inv_std = 1 / sqrt(var + eps);
+    statistics[column] = mean;
+    statistics[d + column] = inv_std;
+    statistics[2 * d + column] = gamma[column] * inv_std;
+    statistics[3 * d + column] = beta[column];
+    running[column] = momentum * running_mean[column] + (1 - momentum) * mean;
+    running[d + column] = momentum * running_var[column] + (1 - momentum) * correction * var;
 }
 
 // Of chunks of rows, gridDim.y of them, into `chunks` (2, gridDim.y, d); one chunk is all. It reads x once.
 template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS) moments(const T* x, i64 n, i64 d, i64 rows, Acc<T>* chunks, T* mean,
-                                                        T* var) {
+__global__ void __launch_bounds__(MOST_THREADS)
+    moments(const T* x, i64 n, i64 d, i64 rows, Acc<T>* chunks, const Acc<T>* running_mean, const Acc<T>* running_var,
+            const Acc<T>* gamma, const Acc<T>* beta, Acc<T> momentum, Acc<T> correction, Acc<T> eps, Acc<T>* statistics,
+            Acc<T>* running) {
     const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n), step = blockDim.y;
     const Acc<T> shift = widen(x[column]);
     Moments<Acc<T>> all = {0, 0, 0};
@@ -61,14 +73,20 @@ __global__ void __launch_bounds__(MOST_THREADS) moments(const T* x, i64 n, i64 d
     }
     all = column_reduce(all, Merge());
     if (threadIdx.y > 0) return;
-    if (gridDim.y == 1) return write_moments(all, shift, column, mean, var);
+    if (gridDim.y == 1) {
+        write_statistics(all, shift, column, d, running_mean, running_var, gamma, beta, momentum, correction, eps,
+                         statistics, running);
+        return;
+    }
     chunks[blockIdx.y * d + column] = all.mean;
     chunks[(gridDim.y + blockIdx.y) * d + column] = all.squares;
 }
 
 template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS) merge_moments(const T* x, i64 n, i64 d, i64 rows, const Acc<T>* chunks,
-                                                              i64 count, T* mean, T* var) {
+__global__ void __launch_bounds__(MOST_THREADS)
+    merge_moments(const T* x, i64 n, i64 d, i64 rows, const Acc<T>* chunks, i64 count, const Acc<T>* running_mean,
+                  const Acc<T>* running_var, const Acc<T>* gamma, const Acc<T>* beta, Acc<T> momentum,
+                  Acc<T> correction, Acc<T> eps, Acc<T>* statistics, Acc<T>* running) {
     const i64 column = column_of(d);
     Moments<Acc<T>> all = {0, 0, 0};
     for (i64 chunk = threadIdx.y; chunk < count; chunk += blockDim.y) {
@@ -76,10 +94,21 @@ __global__ void __launch_bounds__(MOST_THREADS) merge_moments(const T* x, i64 n,
         all = Merge()(all, Moments<Acc<T>>{size, chunks[chunk * d + column], chunks[(count + chunk) * d + column]});
     }
     all = column_reduce(all, Merge());
-    if (threadIdx.y == 0) write_moments(all, widen(x[column]), column, mean, var);
+    if (threadIdx.y > 0) return;
+    write_statistics(all, widen(x[column]), column, d, running_mean, running_var, gamma, beta, momentum, correction, eps,
+                     statistics, running);
 }
 
-// ---- the sums of dout and of dout (x - mean), where no mean is one of 0
+template <typename A>
+__global__ void scales(i64 d, const A* var, const A* gamma, const A* beta, A eps, A* inv_std, A* scale, A* copy) {
+    each(d, [=](A var, A gamma, A beta, A& inv_std, A& scale, A& copy) {
+        inv_std = 1 / sqrt(var + eps);
+        scale = gamma * inv_std;
+        copy = beta;
+    }, in(var), in(gamma), in(beta), out(inv_std), out(scale), out(copy));
+}
+
+// ---- the gradients of gamma and beta, of the sums of dout and of dout (x - mean)
 
 template <typename A>
 struct Sums {
@@ -91,112 +120,89 @@ struct Add {
     __device__ Sums<A> operator()(Sums<A> a, Sums<A> b) const { return {a.dout + b.dout, a.products + b.products}; }
 };
 
-template <typename T>
-__device__ void write_sums(Sums<Acc<T>> sums, i64 column, T* douts, T* products) {
-    douts[column] = narrow<T>(sums.dout);
-    products[column] = narrow<T>(sums.products);
+// Also what the gradient of x is less, into `means` (2, d): of dout, and of dout x_hat / std. No inv_std is one of 1.
+template <typename A>
+__device__ void write_gradients(Sums<A> sums, i64 column, i64 d, const A* inv_std, A part, A* dgamma, A* dbeta,
+                                A* means) {
+    const A scale = inv_std ? inv_std[column] : 1, gradient = sums.products * scale;
+    dgamma[column] = gradient;
+    dbeta[column] = sums.dout;
+    means[column] = sums.dout * part;
+    means[d + column] = gradient * part * scale;
 }
 
-template <typename T, bool relu>
-__global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const T* dout, const T* x, const T* mean, const T* scale,
-                                                              const T* beta, i64 n, i64 d, i64 rows, Acc<T>* chunks,
-                                                              T* douts, T* products) {
+// No mean is one of 0.
+template <typename T, Activation activation>
+__global__ void __launch_bounds__(MOST_THREADS)
+    gradient_sums(const T* dout, const T* x, const Acc<T>* mean, const Acc<T>* scale, const Acc<T>* beta, i64 n, i64 d,
+                  i64 rows, Acc<T>* chunks, const Acc<T>* inv_std, Acc<T> part, Acc<T>* dgamma, Acc<T>* dbeta,
+                  Acc<T>* means) {
     const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n);
-    const Acc<T> center = mean ? widen(mean[column]) : 0;
-    const Acc<T> factor = relu ? widen(scale[column]) : 1, shift = relu ? widen(beta[column]) : 0;
+    const Acc<T> center = mean ? mean[column] : 0;
+    const Acc<T> factor = activation == none ? 1 : scale[column], shift = activation == none ? 0 : beta[column];
     Sums<Acc<T>> all = {0, 0};
 #pragma unroll 8
     for (i64 row = first + threadIdx.y; row < end; row += blockDim.y) {
         const Acc<T> y = widen(x[row * d + column]);
-        const bool passes = !relu || normalized(y, center, factor, shift) > 0;
-        const Acc<T> g = passes ? widen(dout[row * d + column]) : 0;
+        const Acc<T> g = passed<activation>(widen(dout[row * d + column]), normalized(y, center, factor, shift));
         all = Add()(all, Sums<Acc<T>>{g, g * (y - center)});
     }
     all = column_reduce(all, Add());
     if (threadIdx.y > 0) return;
-    if (gridDim.y == 1) return write_sums(all, column, douts, products);
+    if (gridDim.y == 1) return write_gradients(all, column, d, inv_std, part, dgamma, dbeta, means);
     chunks[blockIdx.y * d + column] = all.dout;
     chunks[(gridDim.y + blockIdx.y) * d + column] = all.products;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS) add_sums(i64 d, const Acc<T>* chunks, i64 count, T* douts,
-                                                         T* products) {
+template <typename A>
+__global__ void __launch_bounds__(MOST_THREADS) add_sums(i64 d, const A* chunks, i64 count, const A* inv_std, A part,
+                                                         A* dgamma, A* dbeta, A* means) {
     const i64 column = column_of(d);
-    Sums<Acc<T>> all = {0, 0};
+    Sums<A> all = {0, 0};
     for (i64 chunk = threadIdx.y; chunk < count; chunk += blockDim.y) {
-        all = Add()(all, Sums<Acc<T>>{chunks[chunk * d + column], chunks[(count + chunk) * d + column]});
+        all = Add()(all, Sums<A>{chunks[chunk * d + column], chunks[(count + chunk) * d + column]});
     }
     all = column_reduce(all, Add());
-    if (threadIdx.y == 0) write_sums(all, column, douts, products);
-}
-
-// ---- each column
-
-template <typename T>
-__global__ void running_moments(i64 d, const T* running_mean, const T* running_var, const T* mean, const T* var,
-                                Acc<T> momentum, Acc<T> correction, T* new_mean, T* new_var) {
-    typedef Acc<T> A;
-    each(d, [=](A running_mean, A running_var, A mean, A var, A& new_mean, A& new_var) {
-        new_mean = momentum * running_mean + (1 - momentum) * mean;
-        new_var = momentum * running_var + (1 - momentum) * correction * var;
-    }, in(running_mean), in(running_var), in(mean), in(var), out(new_mean), out(new_var));
-}
-
-template <typename T>
-__global__ void scales(i64 d, const T* var, const T* gamma, Acc<T> eps, T* inv_std, T* scale) {
-    typedef Acc<T> A;
-    each(d, [=](A var, A gamma, A& inv_std, A& scale) {
-        inv_std = 1 / sqrt(var + eps);
-        scale = gamma * inv_std;
-    }, in(var), in(gamma), out(inv_std), out(scale));
-}
-
-template <typename T>
-__global__ void means(i64 d, const T* dbeta, const T* dgamma, const T* inv_std, Acc<T> part, T* shift, T* slope) {
-    typedef Acc<T> A;
-    each(d, [=](A dbeta, A dgamma, A inv_std, A& shift, A& slope) {
-        shift = dbeta * part;
-        slope = dgamma * part * inv_std;
-    }, in(dbeta), in(dgamma), in(inv_std), out(shift), out(slope));
+    if (threadIdx.y == 0) write_gradients(all, column, d, inv_std, part, dgamma, dbeta, means);
 }
 
 // ---- each number
 
-template <typename T, bool packed, bool relu>
-__global__ void normalize(i64 n, i64 d, const T* x, const T* mean, const T* scale, const T* beta, T* out) {
+template <typename T, bool packed, Activation activation>
+__global__ void normalize(i64 n, i64 d, const T* x, const Acc<T>* mean, const Acc<T>* scale, const Acc<T>* beta,
+                          T* out) {
+    typedef Acc<T> A;
     constexpr int K = packed ? 16 / sizeof(T) : 1;
     const i64 column = K * (blockIdx.x * (i64)blockDim.x + threadIdx.x), step = (i64)gridDim.y * blockDim.y;
     if (column >= d) return;
-    const Numbers<T, K> centers = from<K>(mean + column), scales = from<K>(scale + column);
-    const Numbers<T, K> betas = from<K>(beta + column);
+    const Numbers<A, K> centers = from<K>(mean + column), scales = from<K>(scale + column);
+    const Numbers<A, K> betas = from<K>(beta + column);
     for (i64 row = blockIdx.y * (i64)blockDim.y + threadIdx.y; row < n; row += step) {
         Numbers<T, K> y = read<K>(x + row * d + column);
         for (int k = 0; k < K; ++k) {
-            const Acc<T> number = normalized(y.number[k], centers.number[k], scales.number[k], betas.number[k]);
-            y.number[k] = relu && number < 0 ? 0 : number;  // what is no number stays
+            const A number = normalized(y.number[k], centers.number[k], scales.number[k], betas.number[k]);
+            y.number[k] = activated<activation>(number);
         }
         write(out + row * d + column, y);
     }
 }
 
-template <typename T, bool packed, bool relu>
-__global__ void input_gradient(i64 n, i64 d, const T* dout, const T* x, const T* mean, const T* scale, const T* beta,
-                               const T* shift, const T* slope, T* dx) {
+template <typename T, bool packed, Activation activation>
+__global__ void input_grad(i64 n, i64 d, const T* dout, const T* x, const Acc<T>* mean, const Acc<T>* scale,
+                               const Acc<T>* beta, const Acc<T>* shift, const Acc<T>* slope, T* dx) {
+    typedef Acc<T> A;
     constexpr int K = packed ? 16 / sizeof(T) : 1;
     const i64 column = K * (blockIdx.x * (i64)blockDim.x + threadIdx.x), step = (i64)gridDim.y * blockDim.y;
     if (column >= d) return;
-    const Numbers<T, K> centers = from<K>(mean + column), scales = from<K>(scale + column);
-    const Numbers<T, K> shifts = from<K>(shift + column), slopes = from<K>(slope + column);
-    const Numbers<T, K> betas = relu ? from<K>(beta + column) : shifts;
+    const Numbers<A, K> centers = from<K>(mean + column), scales = from<K>(scale + column);
+    const Numbers<A, K> betas = from<K>(beta + column);
+    const Numbers<A, K> shifts = from<K>(shift + column), slopes = from<K>(slope + column);
     for (i64 row = blockIdx.y * (i64)blockDim.y + threadIdx.y; row < n; row += step) {
         Numbers<T, K> g = read<K>(dout + row * d + column), y = read<K>(x + row * d + column);
         for (int k = 0; k < K; ++k) {
-            const Acc<T> centered = y.number[k] - centers.number[k];
-            if (relu && !(normalized(y.number[k], centers.number[k], scales.number[k], betas.number[k]) > 0)) {
-                g.number[k] = 0;
-            }
-            g.number[k] = (g.number[k] - shifts.number[k] - centered * slopes.number[k]) * scales.number[k];
+            const A number = normalized(y.number[k], centers.number[k], scales.number[k], betas.number[k]);
+            g.number[k] = passed<activation>(g.number[k], number) - shifts.number[k];
+            g.number[k] = (g.number[k] - (y.number[k] - centers.number[k]) * slopes.number[k]) * scales.number[k];
         }
         write(dx + row * d + column, g);
     }

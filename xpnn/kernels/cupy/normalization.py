@@ -56,8 +56,9 @@ def rmsnorm_grad(dout: Any, x_hat: Any, inv_rms: Any, gamma: Any) -> Any:
 @kernel("layers.normalization.param_grads", "cupy")
 def param_grads(dout: Any, x_hat: Any, has_beta: bool) -> tuple[Any, Any]:
     """By batch norm's kernel: one launch, or two where rows are many."""
-    dbeta, dgamma = gradient_sums(dout, x_hat, None)
-    return dgamma, dbeta if has_beta else None
+    dtype = cupy.result_type(dout, x_hat)
+    dgamma, dbeta, _, _ = gradient_sums(dout, x_hat, [None] * 4)
+    return dgamma.astype(dtype, copy=False), dbeta.astype(dout.dtype, copy=False) if has_beta else None
 
 
 def _of_rows(x: Any) -> tuple[int, ...]:
