@@ -79,12 +79,12 @@ BEHIND = {
 
 
 @pytest.mark.parametrize("n", PASSES)
-@pytest.mark.parametrize(("dtype", "of"), [("float32", "float"), ("float16", "__half")])
+@pytest.mark.parametrize(("kept", "of"), [("float32", "float"), ("float16", "__half")])
 @pytest.mark.parametrize("activation", BEHIND)
-def test_a_batchnorm_with_what_is_behind_it_launches_these_and_nothing_else(cupy, computed, n, dtype, of, activation):
+def test_a_batchnorm_with_what_is_behind_it_launches_these_and_nothing_else(cupy, computed, n, kept, of, activation):
     net = Sequential(BatchNorm(), *BEHIND[activation]())
-    Model(net, (24,), backend="cupy", dtype=dtype)
-    x = cupy.asarray(normals(n, 24, dtype=dtype))
+    Model(net, (24,), backend="cupy", dtype=kept)
+    x = cupy.asarray(normals(n, 24, dtype=kept))
     forward, backward = PASSES[n]
     stand_in.launches.clear()
     computed.clear()
@@ -121,10 +121,10 @@ def test_a_batchnorm_with_what_is_behind_it_gives_numpys_gradients(cupy, kept, a
 
 
 @pytest.mark.parametrize("n", PASSES)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_batchnorm_writes_its_gradients_where_they_belong_but_once(cupy, n, dtype):
-    layer, x = BatchNorm(), cupy.asarray(normals(n, 24, dtype=dtype))
-    Model(Sequential(layer), (24,), backend="cupy", dtype=dtype)
+@pytest.mark.parametrize("kept", ["float32", "float16"])
+def test_a_batchnorm_writes_its_gradients_where_they_belong_but_once(cupy, n, kept):
+    layer, x = BatchNorm(), cupy.asarray(normals(n, 24, dtype=kept))
+    Model(Sequential(layer), (24,), backend="cupy", dtype=kept)
     out, cache = layer.forward(x, train=True)
     expected = [grad.get() for grad in layer.backward(out, cache)[1].values()]
     layer.grads = {key: cupy.zeros(24, "float32") for key in ("gamma", "beta")}

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from xpnn.arguments import check_flag, check_keys, check_number
-from xpnn.backend import Array, Shape, library_of, namespace, one_kind
+from xpnn.backend import Array, Shape, library_of, namespace, one_kind, written
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
 from xpnn.layers.activation import GELU, ReLU, gelu_and_slope, positive_part, where_positive
@@ -225,7 +225,7 @@ def param_grads(
 ) -> tuple[Array, Array, Array, Array]:
     """The definition of dgamma, dbeta and the means in `batchnorm_backward`: of dout, and of ``dout x_hat / std``.
 
-    The gradients are in the arrays that are given for them, where those are of their dtype.
+    The gradients are in the arrays that are given for them.
     """
     if activation == "relu":
         fast = fast_path("layers.batchnorm.gradient_sums_relu", library_of(x))
@@ -235,14 +235,7 @@ def param_grads(
         fast = fast_path("layers.batchnorm.gradient_sums", library_of(x))
         sums, products = (fast or gradient_sums)(before, x, mean)
     grads, part = products * inv_std, 1.0 / max(x.shape[0], 1)
-    return _put(grads, dgamma), _put(sums, dbeta), sums * part, grads * part * inv_std
-
-
-def _put(x: Array, out: Array | None) -> Array:
-    if out is None or out.dtype != x.dtype:
-        return x
-    out[...] = x
-    return out
+    return written(grads, dgamma), written(sums, dbeta), sums * part, grads * part * inv_std
 
 
 def gradient_sums(dout: Array, x: Array, mean: Array) -> tuple[Array, Array]:

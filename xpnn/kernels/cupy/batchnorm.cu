@@ -189,7 +189,7 @@ __global__ void normalize(i64 n, i64 d, const T* x, const Acc<T>* mean, const Ac
 
 template <typename T, bool packed, Activation activation>
 __global__ void input_grad(i64 n, i64 d, const T* dout, const T* x, const Acc<T>* mean, const Acc<T>* scale,
-                               const Acc<T>* beta, const Acc<T>* shift, const Acc<T>* slope, T* dx) {
+                           const Acc<T>* beta, const Acc<T>* shift, const Acc<T>* slope, T* dx) {
     typedef Acc<T> A;
     constexpr int K = packed ? 16 / sizeof(T) : 1;
     const i64 column = K * (blockIdx.x * (i64)blockDim.x + threadIdx.x), step = (i64)gridDim.y * blockDim.y;
