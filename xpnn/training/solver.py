@@ -389,7 +389,8 @@ class Solver(Resumable):
         if self._finite is None:
             self._finite = self.backend.namespace.isfinite(loss)
         else:
-            (fast_path("training.solver.note_finite", self.backend.name) or note_finite)(self._finite, loss)
+            fast = fast_path("training.solver.note_finite", self.backend.name)
+            self._finite = (fast or note_finite)(self._finite, loss)
 
     def _count(self, loss: Array, indices: Array) -> None:
         """Count a batch, and keep its loss."""
