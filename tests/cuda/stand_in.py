@@ -61,6 +61,8 @@ class Launch(NamedTuple):
 
 launches: list[Launch] = []  # since `installed`, or what the test has cleared
 waits: list[str] = []  # the same: what waits for a device, as `float(x)` does, or for memory on its way there
+computed: list[np.ndarray] = []  # the same: what CuPy's own functions have written, by a launch each or more
+asked: list[Callable] = []  # the same: work that libraries were asked for
 backwards = (
     False  # whether blocks and threads run from the last to the first: a missing barrier shows in one of the two
 )
@@ -201,6 +203,7 @@ def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
     """Call a function of NumPy's, which writes into an array or returns new ones; while a graph is captured, later."""
     kwargs = {} if kwargs is None else kwargs
     if into is not None:
+        computed.append(into)
         if _capture is None:
             function(*_plain(args), **_plain(kwargs))
         else:
@@ -211,7 +214,10 @@ def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
     arrays = [
         x for x in (result if isinstance(result, tuple | list) else [result]) if isinstance(x, np.ndarray | np.generic)
     ]
-    if _capture is None or not arrays or any(_overlap(x, arg) for x in arrays for arg in _arrays_in((args, kwargs))):
+    if not arrays or any(_overlap(x, arg) for x in arrays for arg in _arrays_in((args, kwargs))):
+        return _on_device(result)
+    computed.extend(arrays)
+    if _capture is None:
         return _on_device(result)
     call, new = _capture.remembered((args, kwargs)), [_capture.hold(np.array(x)) for x in arrays]
 
@@ -500,6 +506,7 @@ def _root(x: np.ndarray) -> np.ndarray:
 @np.errstate(all="ignore")
 def deferred(work: Callable) -> None:
     """Do work of a library's now, or at each launch of the graph that is being captured."""
+    asked.append(work)
     if _capture is None:
         work()
     else:
@@ -680,8 +687,8 @@ def installed() -> Iterator[types.ModuleType]:
     table, attributes = dict(kernels.TABLE), dict(vars(kernels))
     backend = backends.get("cupy")
     state = dict(vars(backend))
-    launches.clear()
-    waits.clear()
+    for seen in (launches, waits, computed, asked):
+        seen.clear()
     clock.host = clock.device = 0.0
     try:
         for name in modules:

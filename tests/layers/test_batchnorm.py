@@ -303,6 +303,26 @@ def test_the_layer_takes_vectors_and_images_by_its_input_shape(kind, dtype, shap
     kind.assert_close(grads["beta"], np.full(3, np.prod(shape) / 3))
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2)])
+@pytest.mark.parametrize("input_grad", [False, True])
+def test_gradients_are_written_into_what_is_lent_for_them_but_once(kind, dtype, shape, input_grad):
+    net = BatchNorm()
+    Model(net, shape[1:], dtype=dtype, backend=kind.backend, rng=0)
+    _, cache = net.forward(kind(normals(shape), dtype), train=True)
+    dout = kind(normals(shape, 1), dtype)
+    _, expected = net.backward(dout, cache, input_grad)
+    lent = {key: kind.writable(np.zeros(3), dtype) for key in ("gamma", "beta")}
+    net.grads = dict(lent)
+    _, first = net.backward(dout, cache, input_grad)
+    _, second = net.backward(dout, cache, input_grad)
+    assert net.grads == {}
+    for key, truth in expected.items():
+        assert first[key] is lent[key]
+        assert second[key] is not lent[key]
+        for grad in (first[key], second[key]):
+            kind.assert_close(grad, kind.to_numpy(truth))
+
+
 @pytest.mark.parametrize(
     ("settings", "params"), [({"scale": False}, ["beta"]), ({"center": False}, ["gamma"]), (None, [])]
 )

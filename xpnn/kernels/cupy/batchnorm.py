@@ -4,6 +4,7 @@ from typing import Any
 
 import cupy
 
+from xpnn.backend import written
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy.blocks import in_chunks, of_one_type, over_rows, packed
 from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, of_each_type
@@ -85,7 +86,8 @@ def param_grads(
     dgamma: Any = None,
     dbeta: Any = None,
 ) -> tuple[Any, Any, Any, Any]:
-    return gradient_sums(dout, x, [mean, scale, beta, inv_std], activation or "none", dgamma, dbeta)
+    grads = gradient_sums(dout, x, [mean, scale, beta, inv_std], activation or "none", dgamma, dbeta)
+    return tuple(y if y is out else written(y, out) for y, out in zip(grads, (dgamma, dbeta, None, None), strict=True))
 
 
 def gradient_sums(

@@ -1,0 +1,49 @@
+"""What a training step asks of a device, counted: each launch costs it some microseconds, however little it does."""
+
+from pathlib import Path
+
+import cublaslt_on_cpu
+import cudnn_on_cpu
+import pytest
+import stand_in
+
+import test_cuda
+from xpnn.training import Callback
+
+cupy = test_cuda.cupy
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+class Counted(Callback):
+    """Of a step, once plans are made: launches of our own, calls of libraries, and CuPy's own functions."""
+
+    only_looks = True
+
+    def on_iteration(self, solver):
+        if solver.iteration == 2:
+            for seen in (stand_in.launches, stand_in.asked, stand_in.computed):
+                seen.clear()
+        if solver.iteration == 3:
+            self.counts = len(stand_in.launches), len(stand_in.asked), len(stand_in.computed)
+
+
+@pytest.mark.parametrize(
+    ("net", "kept", "counts"),
+    [
+        ("5 x 100", "float32", (6, 17, 1)),
+        ("convnet", "float32", (14, 8, 5)),
+        ("resnet9", "float16", (58, 26, 28)),
+        ("airbench", "float16", (72, 76, 22)),
+    ],
+)
+def test_a_step_of_a_net_that_is_timed_takes_these_and_no_more(cupy, monkeypatch, net, kept, counts):
+    if not BENCHMARKS.exists():
+        pytest.skip("the benchmarks are not beside the tests")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_steps
+
+    cublaslt_on_cpu.install()
+    cudnn_on_cpu.install()
+    counted = Counted()
+    gpu_steps.xpnn(net, 2, kept, graph=False, count=6, epochs=1, callbacks=[counted]).train()
+    assert counted.counts == counts
