@@ -14,7 +14,7 @@ from xpnn import kernels
 from xpnn.windows import Window
 
 FORWARD = "layers.convolution.correlate"
-FILTER_GRAD, INPUT_GRAD = f"{FORWARD}_filter_grad", f"{FORWARD}_input_grad"
+ACTIVATED, FILTER_GRAD, INPUT_GRAD = (f"{FORWARD}_{name}" for name in ("activated", "filter_grad", "input_grad"))
 THREE = Window((3, 3), pad=(1, 1))
 
 
@@ -81,6 +81,27 @@ def test_a_convolution_is_one_launch_and_one_product(cupy, monkeypatch):
         products.clear()
         ours(function)(*on_device(cupy, args))
         assert (launched(), len(products)) == ([expected], 1)
+
+
+@pytest.mark.parametrize("b", [None, normals(8)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_relu_is_part_of_the_product_or_one_launch_with_the_bias(cupy, convolution, monkeypatch, b, groups):
+    x, w = channels_last(normals(4, 8, 6, 6)), normals(8, 8 // groups, 3, 3)
+    args = *on_device(cupy, [x, w, b]), THREE, groups, "relu"
+    expected, _ = definition(ACTIVATED)(x, w, b, *args[3:])
+    monkeypatch.setattr(convolution, "COLUMNS", 2 * 36 * 72 * 4)  # bytes of two images
+    for has_lt in (False, True):
+        if has_lt:
+            convolution.cublaslt.library.cache_clear()
+            cublaslt_on_cpu.install()
+        stand_in.launches.clear()
+        out, kept = ours(ACTIVATED)(*args)
+        assert kept is out
+        np.testing.assert_allclose(out.get(), expected, atol=1e-4)
+        apart = ["add_and_activate<float, true, relu>"] * (groups > 1 or not has_lt)
+        assert launched() == 2 * ["im2col<float, true>", *apart]
+    name = "DEFAULT" if groups > 1 else "RELU" if b is None else "RELU_BIAS"
+    assert [call.epilogue for call in cublaslt_on_cpu.calls] == 2 * [cublaslt_on_cpu.Epilogue[name]]
 
 
 def test_a_window_of_one_pixel_needs_no_columns(cupy, convolution, monkeypatch):

@@ -22,12 +22,12 @@ from test_kernels import CALLS, assert_same_results, channels_last, definition, 
 from xpnn import Model, kernels
 from xpnn import backend as backends
 from xpnn.kernels import fast_path
-from xpnn.layers import Affine, BatchNorm, Conv, Flatten, ReLU, Sequential
+from xpnn.layers import GELU, Affine, BatchNorm, Conv, Flatten, ReLU, Sequential
 from xpnn.windows import Window
 
 FUNCTIONS = [
     "layers.convolution.correlate",
-    "layers.convolution.correlate_relu",
+    "layers.convolution.correlate_activated",
     "layers.convolution.correlate_filter_grad",
     "layers.convolution.correlate_input_grad",
 ]
@@ -85,10 +85,13 @@ def test_half_types_are_computed_in_float32(cupy, function, half):
     args = [x.astype(half) if isinstance(x, np.ndarray) else x for x in args]
     expected = definition(function)(*(x.astype("float32") if isinstance(x, np.ndarray) else x for x in args))
     received = ours(function)(*(cupy.array(x) if isinstance(x, np.ndarray) else x for x in args))
-    assert received.dtype == np.dtype(half)
+    if not isinstance(expected, tuple):
+        expected, received = (expected,), (received,)
     rounding = 2.0**-11 if half == "float16" else 2.0**-8
-    received, atol = received.get().astype("float32"), 1e-5 * np.abs(expected).max()
-    np.testing.assert_allclose(received, expected, rtol=1.01 * rounding, atol=atol)
+    for truth, result in zip(expected, received, strict=True):
+        assert result.dtype == np.dtype(half)
+        atol = 1e-5 * np.abs(truth).max()
+        np.testing.assert_allclose(result.get().astype("float32"), truth, rtol=1.01 * rounding, atol=atol)
     assert len(cudnn_on_cpu.executed) == 1
 
 
@@ -121,7 +124,7 @@ def test_a_bias_may_begin_anywhere(cupy):
 def test_a_relu_behind_a_convolution_is_part_of_its_graph(cupy, b):
     x, w = (cupy.array(channels_last(normals(*shape))) for shape in ((2, 4, 5, 5), (6, 4, 3, 3)))
     b = None if b is None else cupy.array(b)
-    out = ours(FUNCTIONS[1])(x, w, b, Window((3, 3)), 1)
+    out, _ = ours(FUNCTIONS[1])(x, w, b, Window((3, 3)), 1, "relu")
     assert (out.get() >= 0).all()
     assert cudnn_on_cpu.executed == [("fprop", x.shape, w.shape, *([] if b is None else ["bias"]), "relu")]
     assert stand_in.launches == []
@@ -130,12 +133,12 @@ def test_a_relu_behind_a_convolution_is_part_of_its_graph(cupy, b):
 def test_a_relu_for_which_there_is_no_plan_is_a_launch_of_its_own(cupy, monkeypatch):
     monkeypatch.setattr(cudnn_on_cpu, "fuses_relu", False)
     x, w, b = (cupy.array(normals(*shape)) for shape in ((2, 4, 5, 5), (6, 4, 3, 3), (6,)))
-    args = x, w, b, Window((3, 3)), 1
-    expected = definition(FUNCTIONS[1])(*(arg.get() for arg in args[:3]), *args[3:])
+    args = x, w, b, Window((3, 3)), 1, "relu"
+    expected, _ = definition(FUNCTIONS[1])(*(arg.get() for arg in args[:3]), *args[3:])
     for _ in range(2):
-        np.testing.assert_allclose(ours(FUNCTIONS[1])(*args).get(), expected, atol=1e-5)
+        np.testing.assert_allclose(ours(FUNCTIONS[1])(*args)[0].get(), expected, atol=1e-5)
     assert cudnn_on_cpu.executed == 2 * [("fprop", x.shape, w.shape, "bias")]
-    assert [launch.kernel for launch in stand_in.launches] == 2 * ["positive_part<float>"]
+    assert [launch.kernel for launch in stand_in.launches] == 2 * ["add_and_activate<float, false, relu>"]
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -158,6 +161,7 @@ NETS = {
     "no bias": lambda: [Conv(6, 3, bias=False), ReLU(), Flatten(), Affine(3)],
     "frozen": lambda: [Conv(8, 2, train_weights=False), ReLU()],
     "groups": lambda: [Conv(8, 3, groups=2, stride=2), ReLU(), BatchNorm(), ReLU()],
+    "GELUs": lambda: [Conv(6, 3, pad=1), GELU(), Conv(4, 3, bias=False), GELU("tanh")],
 }
 
 
@@ -174,10 +178,11 @@ def passes(backend, layers, dtype="float32"):
 
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("fuses", [True, False])
-def test_a_convolution_that_rectifies_has_the_gradients_of_both_layers(cupy, monkeypatch, make, fuses):
+def test_a_convolution_that_activates_has_the_gradients_of_both_layers(cupy, monkeypatch, make, fuses):
     monkeypatch.setattr(cudnn_on_cpu, "fuses_relu", fuses)
     expected, received = (passes(backend, make()) for backend in ("numpy", "cupy"))
-    assert any("relu" in executed for executed in cudnn_on_cpu.executed) == fuses
+    rectified = any("relu" in executed for executed in cudnn_on_cpu.executed)
+    assert rectified == (fuses and any(isinstance(layer, ReLU) for layer in make()))
     assert expected.keys() == received.keys()
     for name, truth in expected.items():
         # A few layers, each adding up at most some hundred products in another order.
@@ -185,14 +190,27 @@ def test_a_convolution_that_rectifies_has_the_gradients_of_both_layers(cupy, mon
         np.testing.assert_allclose(received[name].get(), truth, rtol=0, atol=atol, err_msg=name)
 
 
-def test_the_gradient_before_a_relu_and_that_of_the_bias_are_one_launch(cupy):
-    net = Model(Sequential(Conv(6, 3), ReLU()), (4, 7, 7), backend="cupy", rng=3).net
+@pytest.mark.parametrize(
+    ("activation", "bias", "forward", "backward"),
+    [
+        (ReLU, True, [], ["grad<float, float, relu>"]),
+        (ReLU, False, [], ["where_positive<float>"]),
+        (GELU, True, ["add_and_activate<float, true, gelu_none>"], ["grad<float, float, gelu_none>"]),
+        (lambda: GELU("tanh"), False, ["add_and_activate<float, true, gelu_tanh>"], ["grad<float, float, gelu_tanh>"]),
+    ],
+)
+def test_the_gradient_before_an_activation_and_that_of_the_bias_are_one_launch(
+    cupy, activation, bias, forward, backward
+):
+    net = Model(Sequential(Conv(8, 3, bias=bias), activation()), (4, 7, 7), backend="cupy", rng=3).net
     stand_in.launches.clear()
     out, cache = net.forward(cupy.array(channels_last(normals(5, 4, 7, 7))), train=True)
-    assert stand_in.launches == []
+    assert [launch.kernel for launch in stand_in.launches] == forward
+    stand_in.launches.clear()
     net.backward(cupy.array(channels_last(normals(*out.shape))), cache)
-    assert [launch.kernel for launch in stand_in.launches] == ["grad<float, float, relu>"]
+    assert [launch.kernel for launch in stand_in.launches] == backward
     assert [operation for operation, *_ in cudnn_on_cpu.executed] == ["fprop", "wgrad", "dgrad"]
+    assert ("bias" in cudnn_on_cpu.executed[0]) == bias
 
 
 def test_scores_are_those_of_both_layers(cupy):
@@ -211,6 +229,21 @@ def test_halves_are_rectified_as_by_a_layer_of_its_own(cupy, half):
     assert fused["out"].dtype == np.dtype(half)
     for name, array in apart.items():
         np.testing.assert_array_equal(fused[name].get().ravel(), array.get().ravel(), err_msg=name)
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_halves_behind_a_gelu_are_as_by_a_layer_of_its_own(cupy, half, approximate):
+    """And their gradients, but that the slope is not rounded."""
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    fused, apart = (passes("cupy", [Conv(6, 3), *between, GELU(approximate)], half) for between in ([], [Flatten()]))
+    np.testing.assert_array_equal(fused["out"].get().ravel(), apart["out"].get().ravel())
+    rounding = 2.0**-11 if half == "float16" else 2.0**-8
+    for name, array in apart.items():
+        truth = array.get().astype("float32").ravel()
+        received, atol = fused[name].get().astype("float32").ravel(), 2 * rounding * np.abs(truth).max()
+        np.testing.assert_allclose(received, truth, rtol=2 * rounding, atol=atol, err_msg=name)
 
 
 # ---- filters in memory

@@ -434,7 +434,11 @@ CALLS = {
         (w, dtype) for _, w, *_ in [*EACH_CONVOLUTION[:6], *EACH_CONVOLUTION[-6:]] for dtype in map(np.dtype, DTYPES)
     ],
     "layers.convolution.correlate": CORRELATIONS,
-    "layers.convolution.correlate_relu": CORRELATIONS,
+    "layers.convolution.correlate_activated": [
+        *((*args, "relu") for args in CORRELATIONS),
+        (*EACH_CONVOLUTION[-1][:2], normals(12)[::2], *EACH_CONVOLUTION[-1][4:], "relu"),
+        *((*args, f"gelu_{form}") for form in ("none", "tanh") for args in CORRELATIONS[::5]),
+    ],
     "layers.convolution.correlate_filter_grad": [
         (dout, x, window, groups, out)
         for x, w, _, dout, window, groups in EACH_CONVOLUTION
@@ -497,7 +501,7 @@ ROUNDINGS = {
     **{f"layers.batchnorm.param_grads of {activation}": 32 for activation in ("relu", "gelu_none", "gelu_tanh")},
     "layers.batchnorm.input_gradient": 0,
     "layers.convolution.correlate": 16,
-    "layers.convolution.correlate_relu": 16,
+    "layers.convolution.correlate_activated": 16,
     "layers.convolution.correlate_filter_grad": 16,
     "layers.convolution.correlate_input_grad": 16,
     **{f"layers.normalization.{norm}{way}": 16 for norm in NORMS for way in ("", "_grad")},
@@ -534,7 +538,7 @@ OF_DEVICES = {
     "layers.fused.activated_input_grad",
     "layers.affine.param_grads",
     "layers.convolution.arranged",
-    "layers.convolution.correlate_relu",
+    "layers.convolution.correlate_activated",
     "models.model.nan_unless_finite",
     "models.model.unscale",
     "training.loss_scale.adjust",

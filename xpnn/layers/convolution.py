@@ -8,8 +8,8 @@ from xpnn.arguments import check_flag, check_keys, check_whole
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind, written
 from xpnn.kernels import fast_path
 from xpnn.layers import initializers
-from xpnn.layers.activation import ReLU, positive_part
-from xpnn.layers.fused import activated_grad
+from xpnn.layers.activation import GELU, ReLU, gelu_and_slope, positive_part, relu_backward
+from xpnn.layers.fused import activated_grad, name_of
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
 from xpnn.layers.precision import narrowed
 from xpnn.layers.rows import images, pixels, sum_rows
@@ -65,20 +65,23 @@ def _filters(w: Array, dtype: Any) -> Array:
     return (fast_path("layers.convolution.arranged", library_of(w)) or arranged)(w, dtype)
 
 
-class Rectified(NamedTuple):
-    """The cache of a convolution that has computed the ReLU behind it, too."""
+class Fused(NamedTuple):
+    """The cache of a convolution that has computed the activation behind it, too."""
 
     own: Cache
-    out: Array
+    activation: str
+    kept: Array  # for the activation's gradient
 
 
-def _conv(x: Array, w: Array, b: Array | None, window: Window, groups: int, relu: bool = False) -> tuple[Array, Cache]:
-    """`conv_forward` with what `_filters` returns, and a ReLU if asked for."""
+def _conv(
+    x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str = ""
+) -> tuple[Array, Cache]:
+    """`conv_forward` with what `_filters` returns, and an activation if asked for."""
     cache = x, w, b is not None, window, groups
-    if relu:
-        fast = fast_path("layers.convolution.correlate_relu", library_of(x))
-        out = (fast or correlate_relu)(x, w, b, window, groups)
-        return out, Rectified(cache, out)
+    if activation:
+        fast = fast_path("layers.convolution.correlate_activated", library_of(x))
+        out, kept = (fast or correlate_activated)(x, w, b, window, groups, activation)
+        return out, Fused(cache, activation, kept)
     fast = fast_path("layers.convolution.correlate", library_of(x))
     return (fast or correlate)(x, w, b, window, groups), cache
 
@@ -108,13 +111,15 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None
 
 def _bias_grad(dout: Array, cache: Cache, out: Array | None = None) -> tuple[Array, Cache, Array | None]:
     """Return db, in `out` where that saves a copy, with the gradient and the cache of the convolution alone."""
-    own = cache.own if isinstance(cache, Rectified) else cache
+    own = cache.own if isinstance(cache, Fused) else cache
     x, w, has_bias, window, _ = own
     check_dout("conv_backward", dout, x, (x.shape[0], w.shape[0], *window.counts(x.shape[2:])))
     if own is cache:
         return dout, own, sum_rows(pixels(dout), out) if has_bias else None
+    if cache.activation == "relu" and not has_bias:
+        return relu_backward(dout, cache.kept), own, None
     fast = fast_path("layers.fused.activated_grad", library_of(x))
-    rows, db = (fast or activated_grad)(pixels(dout), pixels(cache.out), "relu")
+    rows, db = (fast or activated_grad)(pixels(dout), pixels(cache.kept), cache.activation)
     return images(rows, dout.shape), own, db if has_bias else None
 
 
@@ -147,9 +152,18 @@ def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int) 
     return out if b is None else out + xp.reshape(b, (f, 1, 1))
 
 
-def correlate_relu(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    """The definition of a convolution with a ReLU behind it."""
-    return positive_part(correlate(x, w, b, window, groups))
+def correlate_activated(
+    x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str
+) -> tuple[Array, Array]:
+    """The definition of a convolution with a ``"relu"``, ``"gelu_none"`` or ``"gelu_tanh"`` behind it.
+
+    And of what `activated_grad` needs, as images: the output of a ReLU, or the input of a GELU.
+    """
+    before = correlate(x, w, b, window, groups)
+    if activation == "relu":
+        out = positive_part(before)
+        return out, out
+    return gelu_and_slope(before, activation.removeprefix("gelu_"))[0], before
 
 
 def correlate_filter_grad(dout: Array, x: Array, window: Window, groups: int, out: Array | None = None) -> Array:
@@ -228,7 +242,7 @@ class Conv(Layer):
         False keeps W as it starts: it is then state, not a parameter.
     """
 
-    fuses: ClassVar[dict[type[Layer], str]] = {ReLU: "layers.convolution.correlate_relu"}
+    fuses: ClassVar[dict[type[Layer], str]] = dict.fromkeys((ReLU, GELU), "layers.convolution.correlate_activated")
     torch_names: ClassVar[dict[str, str]] = {"W": "weight", "b": "bias"}
 
     def __init__(
@@ -292,18 +306,12 @@ class Conv(Layer):
         return self._forward(x)
 
     def forward_through(self, x: Array, after: Layer, train: bool = False) -> tuple[Array, Cache]:
-        return self._forward(x, relu=True)
+        return self._forward(x, name_of(after))
 
-    def _forward(self, x: Array, relu: bool = False) -> tuple[Array, Cache]:
+    def _forward(self, x: Array, activation: str = "") -> tuple[Array, Cache]:
         w = self.params["W"] if self.train_weights else self.state["W"]
-        return _conv(
-            x,
-            _filters(w, w.dtype if self.train_weights else x.dtype),
-            self.params.get("b"),
-            self.window,
-            self.groups,
-            relu,
-        )
+        w = _filters(w, w.dtype if self.train_weights else x.dtype)
+        return _conv(x, w, self.params.get("b"), self.window, self.groups, activation)
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         dout, cache, db = _bias_grad(dout, cache, self.grads.pop("b", None))

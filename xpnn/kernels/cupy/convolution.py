@@ -12,7 +12,7 @@ import cupy
 
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import cublaslt, cudnn, source
-from xpnn.kernels.cupy.activation import positive_part
+from xpnn.kernels.cupy.fused import _add_and_activate
 from xpnn.kernels.cupy.products import multiply
 from xpnn.windows import Pair, Window
 
@@ -38,21 +38,50 @@ def correlate(x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
     return _correlate(x, _rows_of_filters(w, groups), b, window) if out is None else out
 
 
-@kernel("layers.convolution.correlate_relu", "cupy")
-def correlate_relu(x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
-    """One launch where cuDNN has a plan for both; its ReLU may make 0 of what is no number, as cuBLASLt's does."""
-    x, w = _of_one_dtype(x, w)
+@kernel("layers.convolution.correlate_activated", "cupy")
+def correlate_activated(x: Any, w: Any, b: Any, window: Window, groups: int, activation: str) -> tuple[Any, Any]:
+    """A ReLU is part of cuDNN's plan or of cuBLASLt's product, where there is one for both, or else a launch.
+
+    In a plan or a product it may make 0 of what is no number, other than the definition's.
+    """
+    x, w, b = _of_one_dtype(x, w, b)
+    if activation == "relu":
+        out = _rectified(x, w, b, window, groups)
+        return out, out
+    before = correlate(x, w, b, window, groups)
+    return _activate(before.transpose(0, 2, 3, 1), None, activation).transpose(0, 3, 1, 2), before
+
+
+def _rectified(x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
     out = cudnn.correlate(x, w, b, window, relu=True)
-    return positive_part(correlate(x, w, b, window, groups)) if out is None else out
+    if out is not None:
+        return out
+    out = cudnn.correlate(x, w, b, window)
+    if out is None:
+        return _correlate(x, _rows_of_filters(w, groups), b, window, relu=True)
+    return _activate(out.transpose(0, 2, 3, 1), None, "relu").transpose(0, 3, 1, 2)
 
 
-def _correlate(x: Any, filters: Any, b: Any, window: Window) -> Any:
+def _activate(images: Any, b: Any, activation: str) -> Any:
+    """Add a bias to images (N, H, W, C) and return what an activation makes of them: for a ReLU they themselves."""
+    b = None if b is None else cupy.ascontiguousarray(b)
+    out, _ = _add_and_activate(images.reshape(-1, images.shape[3]), b, activation)
+    return out.reshape(images.shape)
+
+
+def _correlate(x: Any, filters: Any, b: Any, window: Window, relu: bool = False) -> Any:
     """Filters (groups, F / groups, KH KW C / groups) times every window."""
     (n, _, *image), (groups, f, _) = x.shape, filters.shape
     out = cupy.empty((n, *window.counts(image), groups * f), dtype=x.dtype)
     bias = b.reshape(groups, f) if b is not None and b.dtype == x.dtype else None
+    epilogue = "RELU" if bias is None else "RELU_BIAS"
     for images, columns in _columns(x, window, groups):
-        multiply(columns, filters.transpose(0, 2, 1), _by_group(out[images], groups), bias)
+        factors, result = (columns, filters.transpose(0, 2, 1)), _by_group(out[images], groups)
+        if not relu:
+            multiply(*factors, result, bias)
+        elif groups > 1 or not cublaslt.multiply(*factors, result, bias, False, epilogue):
+            multiply(*factors, result)
+            _activate(out[images], b, "relu")
     if b is not None and bias is None:
         out = out + b
     return out.transpose(0, 3, 1, 2)
@@ -175,9 +204,11 @@ def _by_group(images: Any, groups: int) -> Any:
     return images.reshape(-1, groups, c // groups).transpose(1, 0, 2)
 
 
-def _of_one_dtype(x: Any, y: Any) -> tuple[Any, Any]:
-    dtype = x.dtype if x.dtype == y.dtype else cupy.result_type(x, y)
-    return x.astype(dtype, copy=False), y.astype(dtype, copy=False)
+def _of_one_dtype(*arrays: Any) -> list[Any]:
+    """Return the arrays in the type that all go into. None stays None."""
+    types = {x.dtype for x in arrays if x is not None}
+    dtype = cupy.result_type(*types) if len(types) > 1 else arrays[0].dtype
+    return [None if x is None else x.astype(dtype, copy=False) for x in arrays]
 
 
 def describe() -> str:

@@ -80,7 +80,7 @@ def _handle_of(thread: int, cudnn: Any) -> int:
 
 
 def correlate(x: Any, w: Any, b: Any, window: Window, relu: bool = False) -> Any:
-    """Return what `layers.convolution.correlate` or `correlate_relu` does, or None."""
+    """Return what `layers.convolution.correlate` does, rectified if asked for, or None."""
     shape = len(x), len(w), *window.counts(x.shape[2:])
     return _run("fprop_relu" if relu else "fprop", x, w, shape, window, b)
 
