@@ -119,7 +119,7 @@ def _bias_grad(dout: Array, cache: Cache, out: Array | None = None) -> tuple[Arr
     if cache.activation == "relu" and not has_bias:
         return relu_backward(dout, cache.kept), own, None
     fast = fast_path("layers.fused.activated_grad", library_of(x))
-    rows, db = (fast or activated_grad)(pixels(dout), pixels(cache.kept), cache.activation)
+    rows, db = (fast or activated_grad)(pixels(dout), pixels(cache.kept), cache.activation, out)
     return images(rows, dout.shape), own, db if has_bias else None
 
 

@@ -12,7 +12,7 @@ import cupy
 
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import cublaslt, cudnn, source
-from xpnn.kernels.cupy.fused import _add_and_activate
+from xpnn.kernels.cupy.fused import add_and_activate
 from xpnn.kernels.cupy.products import multiply
 from xpnn.windows import Pair, Window
 
@@ -65,7 +65,7 @@ def _rectified(x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
 def _activate(images: Any, b: Any, activation: str) -> Any:
     """Add a bias to images (N, H, W, C) and return what an activation makes of them: for a ReLU they themselves."""
     b = None if b is None else cupy.ascontiguousarray(b)
-    out, _ = _add_and_activate(images.reshape(-1, images.shape[3]), b, activation)
+    out, _ = add_and_activate(images.reshape(-1, images.shape[3]), b, activation)
     return out.reshape(images.shape)
 
 

@@ -14,7 +14,7 @@ __global__ void add_and_activate(i64 n, i64 d, const T* bias, T* x, T* out) {
     for (i64 row = blockIdx.y * (i64)blockDim.y + threadIdx.y; row < n; row += step) {
         Numbers<T, K> y = read<K>(x + row * d + column);
         for (int k = 0; k < K; ++k) y.number[k] += shifts.number[k];
-        if (activation != relu) write(x + row * d + column, y);
+        if (bias && activation != relu) write(x + row * d + column, y);
         for (int k = 0; k < K; ++k) y.number[k] = activated<activation>(y.number[k]);
         write(out + row * d + column, y);
     }

@@ -47,10 +47,11 @@ def activated(rows: Any, w: Any, b: Any, activation: str) -> tuple[Any, Any]:
             if cublaslt.multiply(rows[None], w[None], out[None], bias, False, with_bias, aux):
                 numbers = out if activation == "relu" else aux[:, : w.shape[1]]
                 return out, numbers if aux is None else Kept(numbers, aux)
-    return _add_and_activate(matmul(rows, w), b, activation)
+    return add_and_activate(matmul(rows, w), b, activation)
 
 
-def _add_and_activate(x: Any, b: Any, activation: str) -> tuple[Any, Any]:
+def add_and_activate(x: Any, b: Any, activation: str) -> tuple[Any, Any]:
+    """Add a bias to rows, in their place, unless it is None; return what an activation makes of them, and the rows."""
     out = x if activation == "relu" else cupy.empty_like(x)
     if x.size:
         n, d = x.shape
