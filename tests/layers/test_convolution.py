@@ -8,6 +8,7 @@ import pytest
 import oracles
 from oracles import EPS, course_case, course_tolerance, normals
 from xpnn import layers
+from xpnn.backend import namespace
 from xpnn.layers import Conv, Flatten, Sequential, conv_backward, conv_forward
 from xpnn.layers.initializers import constant
 from xpnn.models import Model
@@ -80,6 +81,23 @@ def test_images_with_the_channels_last_in_memory_give_the_same(kind, dtype):
     kind.assert_close(out, kind.to_numpy(expected), atol=36 * 10 * EPS[dtype])
     for a, b in zip(conv_backward(out, last_cache), conv_backward(out, first_cache), strict=True):
         kind.assert_close(a, kind.to_numpy(b), atol=90 * 30 * EPS[dtype])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_gradients_are_written_into_the_arrays_that_were_lent(kind, dtype, kernel, groups):
+    layer, window = Conv(4, kernel, groups=groups), (kernel, kernel)
+    layer.params = {"W": kind(normals((4, 2 // groups, *window)), dtype), "b": kind(normals((4,)), dtype)}
+    lent = {name: namespace(param).ones_like(param) for name, param in layer.params.items()}
+    out, cache = layer.forward(kind(normals((3, 2, 5, 5)), dtype))
+    dout = kind(normals(tuple(out.shape), seed=1), dtype)
+    _, expected = layer.backward(dout, cache)
+    layer.grads = dict(lent)
+    _, grads = layer.backward(dout, cache)
+    assert layer.grads == {}
+    for name, grad in grads.items():
+        assert grad is lent[name]
+        kind.assert_close(grad, kind.to_numpy(expected[name]))
 
 
 def test_a_batch_of_no_images_is_a_batch(kind, dtype):

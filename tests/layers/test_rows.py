@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from oracles import EPS
+from xpnn.backend import namespace
 from xpnn.layers.rows import add_rows, sum_rows
 
 SUMS = pytest.mark.parametrize("sum_of", [sum_rows, add_rows])
@@ -16,6 +17,16 @@ def test_it_is_the_sum(kind, n, sum_of):
     received = sum_of(kind(x))
     kind.check(received, "float64", (3,))
     kind.assert_close(received, x.sum(axis=0))
+
+
+@SUMS
+@pytest.mark.parametrize("n", [0, 100, 2000])
+def test_it_is_written_to_where_it_is_asked_for(kind, n, sum_of):
+    x = np.random.default_rng(0).integers(-8, 9, (n, 3)).astype("float64")
+    rows = kind(x)
+    out = namespace(rows).ones(3, dtype=rows.dtype, device=rows.device)
+    assert sum_of(rows, out) is out
+    kind.assert_close(out, x.sum(axis=0))
 
 
 @SUMS
