@@ -96,6 +96,8 @@ def products() -> str:
         near(cupys.matmul_bias(a, b, bias), expected + host(bias), 1000, char)
         near(cupys.matmul(b.T, a.T), expected.T, 1000, char)
         near(cupys.matmul(stack, stack2), host(stack) @ host(stack2), 1000, char)
+        added = cupys.matmul(a, b)
+        near(cupys.gemm(a, b, added, 0.5, -2.0), 0.5 * expected - 2 * host(added), 1000, char)
         refused += [str(a.dtype)] * any(plan is None for key, plan in cublaslt._plans.items() if char in key)
     return f"some products of {', '.join(refused)} by cupy.matmul" if refused else "all by cuBLASLt"
 
@@ -108,13 +110,13 @@ def bias_gradient() -> str:
     from xpnn.kernels.cupy import products as cupys
 
     took = []
-    for char in "feEd":
+    for char, kept in ("ff", "ee", "EE", "dd", "ef", "Ef"):  # of halves into single precision, as a model keeps them
         rows, douts = arrays(char, (1000, 300), (1000, 200))
-        dw, db = cupys.param_grads(rows, douts)
-        near(dw, host(rows).T @ host(douts), 1000, char)
-        near(db, host(douts).sum(axis=0), 1000, char)
+        dw, db = cupys.param_grads(rows, douts, *arrays(kept, (300, 200), (200,)))
+        near(dw, host(rows).T @ host(douts), 1000, kept)
+        near(db, host(douts).sum(axis=0), 1000, kept)
         stacks = rows.T[None], douts[None], cupy.empty_like(dw)[None], cupy.empty_like(db)[None]
-        took += [str(rows.dtype)] * cublaslt.multiply(*stacks, False, "BGRADA")
+        took += [f"{rows.dtype} into {dw.dtype}"] * cublaslt.multiply(*stacks, False, "BGRADA")
     return f"for {', '.join(took)}" if took else "cuBLASLt has it for no type: a launch adds up the rows"
 
 

@@ -33,7 +33,8 @@ def device_checks(monkeypatch):
         ("cuBLASLt multiplies, float32 exactly and halves summed in float32", "all by cuBLASLt"),
         (
             "a bias's gradient comes with the product, BGRADA, exact in float32",
-            "for float32, float16, bfloat16, float64",
+            "for float32 into float32, float16 into float16, bfloat16 into bfloat16, float64 into float64, "
+            "float16 into float32, bfloat16 into float32",
         ),
         (
             "a ReLU or GELU and its gradient come with products by cuBLASLt",
