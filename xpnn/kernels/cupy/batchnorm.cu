@@ -1,12 +1,29 @@
-// Batch normalization of rows (n, d): statistics of the columns, and what is computed of each number by them. Rows may be
-// of half precision; vectors (d,) have the type that is computed in.
+// Batch normalization of rows (n, d): statistics of the columns, and what is computed of each number by them. Rows may
+// be of half precision; vectors (d,) have the type that is computed in.
 //
-// An activation behind it is applied, too. Its gradient takes its input, which is computed again: quicker than to read it.
+// An activation behind it is applied, too. Its gradient takes its input, which is computed again: that is quicker than
+// to read it.
 
 #include "activation.cuh"
 #include "columns.cuh"
 
-constexpr int GROUP = 8;  // numbers that a thread reads at once
+constexpr int GROUP = 8;  // numbers of a column that a thread reads at once
+
+// The rows of a thread, out of those of its block from `first` to `end`: every blockDim.y-th.
+__device__ i64 rows_of_thread(i64 first, i64 end) {
+    return (max(end - first - threadIdx.y, 0LL) + blockDim.y - 1) / blockDim.y;
+}
+
+// Numbers that lie `apart`, `count` of them, and the last again for each that is missing: with a branch before each,
+// the reads would not be on their way together.
+template <typename T>
+__device__ __forceinline__ void read_group(const T* memory, i64 apart, int count, Acc<T>* numbers) {
+#pragma unroll
+    for (int k = 0; k < GROUP; ++k) {
+        numbers[k] = widen(*memory);
+        if (k + 1 < count) memory += apart;
+    }
+}
 
 // The same bits in every kernel.
 template <typename A>
@@ -50,26 +67,25 @@ __global__ void __launch_bounds__(MOST_THREADS)
     moments(const T* x, i64 n, i64 d, i64 rows, Acc<T>* chunks, const Acc<T>* running_mean, const Acc<T>* running_var,
             const Acc<T>* gamma, const Acc<T>* beta, Acc<T> momentum, Acc<T> correction, Acc<T> eps, Acc<T>* statistics,
             Acc<T>* running) {
-    const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n), step = blockDim.y;
+    const i64 column = column_of(d), first = blockIdx.y * rows, own = rows_of_thread(first, min(first + rows, n));
+    const i64 start = (first + threadIdx.y) * d + column, apart = blockDim.y * d;
     const Acc<T> shift = widen(x[column]);
     Moments<Acc<T>> all = {0, 0, 0};
-    for (i64 row = first + threadIdx.y; row < end; row += GROUP * step) {
-        Acc<T> numbers[GROUP];
-        Moments<Acc<T>> group = {0, 0, 0};
+    for (i64 i = 0; i < own; i += GROUP) {
+        const int count = min(own - i, (i64)GROUP);
+        Acc<T> numbers[GROUP], mean = 0, squares = 0;
+        read_group(x + start + i * apart, apart, count, numbers);
 #pragma unroll
         for (int k = 0; k < GROUP; ++k) {
-            if (row + k * step < end) {
-                numbers[k] = widen(x[(row + k * step) * d + column]) - shift;
-                group.mean += numbers[k];
-                group.count += 1;
-            }
+            numbers[k] -= shift;
+            if (k < count) mean += numbers[k];
         }
-        group.mean /= group.count;
+        mean /= count;
 #pragma unroll
         for (int k = 0; k < GROUP; ++k) {
-            if (row + k * step < end) group.squares += (numbers[k] - group.mean) * (numbers[k] - group.mean);
+            if (k < count) squares += (numbers[k] - mean) * (numbers[k] - mean);
         }
-        all = Merge()(all, group);
+        all = Merge()(all, Moments<Acc<T>>{Acc<T>(count), mean, squares});
     }
     all = column_reduce(all, Merge());
     if (threadIdx.y > 0) return;
@@ -95,8 +111,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
     }
     all = column_reduce(all, Merge());
     if (threadIdx.y > 0) return;
-    write_statistics(all, widen(x[column]), column, d, running_mean, running_var, gamma, beta, momentum, correction, eps,
-                     statistics, running);
+    write_statistics(all, widen(x[column]), column, d, running_mean, running_var, gamma, beta, momentum, correction,
+                     eps, statistics, running);
 }
 
 template <typename A>
@@ -137,15 +153,21 @@ __global__ void __launch_bounds__(MOST_THREADS)
     gradient_sums(const T* dout, const T* x, const Acc<T>* mean, const Acc<T>* scale, const Acc<T>* beta, i64 n, i64 d,
                   i64 rows, Acc<T>* chunks, const Acc<T>* inv_std, Acc<T> part, Acc<T>* dgamma, Acc<T>* dbeta,
                   Acc<T>* means) {
-    const i64 column = column_of(d), first = blockIdx.y * rows, end = min(first + rows, n);
+    const i64 column = column_of(d), first = blockIdx.y * rows, own = rows_of_thread(first, min(first + rows, n));
+    const i64 start = (first + threadIdx.y) * d + column, apart = blockDim.y * d;
     const Acc<T> center = mean ? mean[column] : 0;
     const Acc<T> factor = activation == none ? 1 : scale[column], shift = activation == none ? 0 : beta[column];
     Sums<Acc<T>> all = {0, 0};
-#pragma unroll 8
-    for (i64 row = first + threadIdx.y; row < end; row += blockDim.y) {
-        const Acc<T> y = widen(x[row * d + column]);
-        const Acc<T> g = passed<activation>(widen(dout[row * d + column]), normalized(y, center, factor, shift));
-        all = Add()(all, Sums<Acc<T>>{g, g * (y - center)});
+    for (i64 i = 0; i < own; i += GROUP) {
+        const int count = min(own - i, (i64)GROUP);
+        Acc<T> douts[GROUP], numbers[GROUP];
+        read_group(dout + start + i * apart, apart, count, douts);
+        read_group(x + start + i * apart, apart, count, numbers);
+#pragma unroll
+        for (int k = 0; k < GROUP; ++k) {
+            const Acc<T> g = passed<activation>(douts[k], normalized(numbers[k], center, factor, shift));
+            if (k < count) all = Add()(all, Sums<Acc<T>>{g, g * (numbers[k] - center)});
+        }
     }
     all = column_reduce(all, Add());
     if (threadIdx.y > 0) return;
