@@ -574,7 +574,7 @@ BAD_FLAGS = [
     (("--reg", "-1"), "--reg: expected a number of at least 0; received -1.0"),
     (("--dropout", "1"), "--dropout: expected a probability in [0, 1); received 1.0"),
     (("--dtype", "float8"), "--dtype: expected one of float32, float64, float16, bfloat16; received 'float8'"),
-    (("--dtype", "bfloat16"), "dtype: expected one of numpy, such as 'float32'; received 'bfloat16'"),
+    (("--dtype", "bfloat16"), "dtype: expected one that numpy has, such as 'float32'; received 'bfloat16'"),
     (("--seed", "-1"), "--seed: expected a whole number from 0 to 2**64 - 1; received -1"),
     (("--num-train", "99999"), "digits: expected from 1 to 1297 training images; received 99999"),
     (("--download",), "--download: expected cifar10; digits ship with xpnn"),

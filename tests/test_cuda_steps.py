@@ -11,7 +11,7 @@ from xpnn import Model
 from xpnn import backend as backends
 from xpnn.data.augmentation import AlternatingFlip, Batch, Compose, RandomCrop, RandomFlip
 from xpnn.kernels.updates import UPDATES
-from xpnn.layers import Affine, Flatten, Sequential, Standardize
+from xpnn.layers import Affine, BatchNorm, Flatten, ReLU, Sequential, Standardize, batchnorm_forward
 from xpnn.optim import Optimizer, ParamGroup, newton_schulz
 from xpnn.optim.norms import clip_factor
 from xpnn.optim.rules import RULES
@@ -327,3 +327,38 @@ def test_the_scale_of_a_loss_goes_out_of_the_gradients_in_one_launch(cupy):
     assert [name for name in launched() if name.startswith("unscale")] == ["unscale<float, float>"]
     for name, grad in grads.items():
         np.testing.assert_allclose(grad.get(), plain[name], rtol=2.0**-9, atol=1e-6)
+
+
+# ---- arrays of other types
+
+
+@pytest.mark.parametrize("rule", ["muon", "nesterov"])
+@pytest.mark.parametrize(("kept", "of_grads"), [("float32", "float64"), ("float64", "float32")])
+def test_gradients_of_another_dtype_are_clipped_as_on_numpy(cupy, rule, kept, of_grads):
+    results = []
+    for name in ("numpy", "cupy"):
+        backend = backends.get(name)
+        params, grads = (Parameters({"w": (8, 5)}, backend, dtype) for dtype in (kept, of_grads))
+        params.flat[...], grads.flat[...] = (backend.asarray(normals(40, seed=seed)) for seed in (1, 2))
+        Optimizer(params, rule, clip_norm=0.5, learning_rate=0.1).step(grads)
+        results.append(backend.to_numpy(params.flat))
+    np.testing.assert_allclose(*results, rtol=0, atol=32 * 2.0**-23)  # as of a step of Muon in float32
+
+
+@pytest.mark.parametrize("of_grads", ["float64", "float16"])
+def test_gradients_may_be_wanted_in_another_dtype(cupy, of_grads):
+    results = []
+    for name in ("numpy", "cupy"):
+        backend = backends.get(name)
+        model = Model(Sequential(Affine(7), ReLU(), BatchNorm(), Affine(3)), (5,), backend=name, rng=0)
+        grads = Parameters(model.params.shapes, backend, of_grads)
+        model.loss(backend.asarray(normals(4, 5)), backend.asarray(np.arange(4) % 3), grads=grads)
+        results.append(backend.to_numpy(grads.flat))
+    np.testing.assert_allclose(*results, rtol=0, atol=2.0**-9 if of_grads == "float16" else 1e-6)
+
+
+def test_running_statistics_stay_of_the_dtype_of_the_rows(cupy):
+    parameters = cupy.ones(4, "float64"), cupy.zeros(4, "float64")
+    bn_param = {"mode": "train"}
+    batchnorm_forward(cupy.asarray(normals(9, 4)), *parameters, bn_param)
+    assert bn_param["running_mean"].dtype == bn_param["running_var"].dtype == np.float32

@@ -280,7 +280,8 @@ CALLS = {
         for dtype in DTYPES
         for so_far in (True, False)
         for loss in (0.0, -2.0, np.inf, np.nan)
-    ],
+    ]
+    + [(np.array(True), np.array(3))],
     "data.images.pick": list(picks()),
     "data.images.taken": [
         (x, indices)
@@ -320,7 +321,7 @@ CALLS = {
     "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
     "layers.batchnorm.moments": [(x,) for x in ROWS],
     "layers.batchnorm.batch_statistics": [
-        (x, *vectors(x, 4), 0.9, correction, 1e-5) for x in [*ROWS, normals(5, 0)] for correction in (1.0, 1.25)
+        *((x, *vectors(x, 4), 0.9, correction, 1e-5) for x in [*ROWS, normals(5, 0)] for correction in (1.0, 1.25)),
     ],
     "layers.batchnorm.scales": [
         (vector**2, *vectors(vector, 2), 1e-5)
@@ -409,7 +410,7 @@ CALLS = {
         *(
             (output(args), KeptBy("layers.fused.activated", args), args[-1], *lent)
             for args in ACTIVATED
-            for lent in ((), (np.ones(args[1].shape[1], args[1].dtype),))
+            for lent in ((), (np.ones(args[1].shape[1], args[1].dtype),), (np.ones(args[1].shape[1], "float16"),))
         ),
         *((output(args).T.copy().T, output(args), args[-1]) for args in ACTIVATED),
         (normals(70_001, 3), normals(70_001, 3, seed=1), "relu"),

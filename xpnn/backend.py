@@ -145,7 +145,9 @@ class Backend:
         try:
             return getattr(self.namespace, name)
         except AttributeError:
-            raise SettingError(f"dtype: expected one of {self.name}, such as 'float32'; received {name!r}") from None
+            raise SettingError(
+                f"dtype: expected one that {self.name} has, such as 'float32'; received {name!r}"
+            ) from None
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """Return `x` as a NumPy array on the host, waiting for the device where needed."""

@@ -119,6 +119,6 @@ def test_a_copy_and_a_move_go_on_alike(kind, half):
 
 
 def test_a_dtype_that_the_backend_has_not_is_refused():
-    expected = "dtype: expected one of numpy, such as 'float32'; received 'bfloat16'"
+    expected = "dtype: expected one that numpy has, such as 'float32'; received 'bfloat16'"
     with pytest.raises(SettingError, match=expected):
         Model(Sequential(Linear(2)), (1,), dtype="bfloat16", backend="numpy")

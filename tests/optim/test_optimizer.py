@@ -664,7 +664,8 @@ def test_a_dtype_that_the_parameters_backend_has_not_is_refused(kind):
         optimizer = Optimizer(net(kind, "float64", 0), groups=[group])
         assert optimizer.settings()["conv1.W.newton_schulz_dtype"] == "bfloat16"
     else:
-        with pytest.raises(SettingError, match="dtype: expected one of .*; received 'bfloat16'"):
+        expected = "^group 'conv1.W': muon: newton_schulz_dtype: expected one that .* has, .*; received 'bfloat16'"
+        with pytest.raises(SettingError, match=expected):
             Optimizer(net(kind, "float64", 0), groups=[group])
 
 

@@ -106,7 +106,7 @@ def picked(x: Array, indices: Array | None = None, rows: Array | None = None, co
     x : array (M, C, H, W)
         Of any dtype. Without rows and columns, examples of any shape.
     indices : int64 array (N,), optional
-        By default all images, in their order.
+        From 0 to M - 1, of which nothing is checked; by default all images, in their order.
     rows, columns : int64 array (N, H') or (N, W'), optional
         By default all, in their order.
 

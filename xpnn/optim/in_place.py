@@ -28,9 +28,13 @@ class InPlace(Protocol):
 
 def in_place(rule: Rule, w: Array) -> InPlace:
     """Return the form of a rule that writes into place, for arrays of w's library."""
+    return in_place_kernel(rule, w) or by_blocks(rule)
+
+
+def in_place_kernel(rule: Rule, w: Array) -> InPlace | None:
+    """Return the kernel for that form; None where there is none."""
     own = rules.RULES.get(rule.__name__) is rule
-    fast = fast_path(f"optim.in_place.{rule.__name__}", library_of(w)) if own else None
-    return fast or by_blocks(rule)
+    return fast_path(f"optim.in_place.{rule.__name__}", library_of(w)) if own else None
 
 
 def by_blocks(rule: Rule) -> InPlace:

@@ -13,7 +13,7 @@ from xpnn.errors import SettingError
 from xpnn.kernels.updates import InPlaceKernel
 from xpnn.optim import schedules
 from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
-from xpnn.optim.in_place import in_place
+from xpnn.optim.in_place import in_place, in_place_kernel
 from xpnn.optim.norms import clip_factor, scaled
 from xpnn.optim.rules import RULES, Config, Rule
 from xpnn.optim.schedules import Schedule
@@ -134,9 +134,13 @@ class Optimizer:
             state: tuple[str, ...] = getattr(rule, "state", ())
             given = {k: backends.of(w).asarray(config[k], dtype=w.dtype, copy=True) for k in state if k in config}
             zeros = {k: namespace(w).zeros_like(w) for k in state}
-            for value in settings.values():
+            for setting, value in settings.items():
                 if value and isinstance(value, str):
-                    backends.of(w).dtype(value)  # or it says that it has none
+                    try:
+                        backends.of(w).dtype(value)
+                    except SettingError as error:
+                        words = str(error).removeprefix("dtype: ")
+                        raise SettingError(f"{where}{rule_name(rule)}: {setting}: {words}") from None
             self.groups[key] = {**config, **settings, **zeros, **given}
             pattern, rate = "" if is_default else group.pattern, self.groups[key].get("learning_rate")
             self._parts[key] = _Part(rule, own, segments, pattern, group.schedule, rate)
@@ -186,9 +190,6 @@ class Optimizer:
         for key, part in self._parts.items():
             if part.segments:
                 self._step_over_buffer(key, part, grads, factor, where)
-            elif part.is_ours and isinstance(self.params, Parameters):
-                w, dw = self.params[part.names[0]], grads[part.names[0]]
-                in_place(part.rule, w)(w, dw, self.groups[key], where, factor)
             else:
                 self._step_alone(key, part, grads, factor, where)
 
@@ -230,8 +231,12 @@ class Optimizer:
             where = None
         name = part.names[0]
         w, dw, before = self.params[name], grads[name], dict(self.groups[key])
+        shared = isinstance(self.params, Parameters)
+        if part.is_ours and shared and (fast := in_place_kernel(part.rule, w)):
+            fast(w, dw, self.groups[key], where, factor)
+            return
         dw = dw if factor is None else scaled(dw, factor)
-        if not part.is_ours and isinstance(self.params, Parameters):  # it may keep views of what is written over
+        if not part.is_ours and shared:  # it may keep views of what is written over
             w, dw = (backends.of(array).asarray(array, copy=True) for array in (w, dw))
         next_w, after = part.rule(w, dw, self.groups[key])
         if where is not None:

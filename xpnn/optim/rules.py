@@ -268,7 +268,7 @@ def newton_schulz(g: Array, steps: int = 5, dtype: str = "") -> Array:
 def check_half(where: str, name: str, dtype: Any) -> str:
     """Return the name of a half-precision dtype, or the empty text that stands for none; raise SettingError else."""
     if not isinstance(dtype, str) or dtype not in ("", *HALVES):
-        expected = f"{name} to be one of {', '.join(HALVES)}, or '' for the weights' own"
+        expected = f"{name} to be one of {', '.join(HALVES)}, or '' for none of its own"
         raise SettingError(f"{where}: expected {expected}; received {dtype!r:.60}")
     return dtype
 

@@ -135,6 +135,7 @@ class RecordedStep:
     def __init__(self, solver: "Solver", indices: Array) -> None:
         self._solver, self._arrays = solver, _arrays(solver)
         self._indices = solver.backend.asarray(indices, copy=True)
+        self._dtype: Any = None  # of the loss, once the work has been done
         # What layers and rules may replace by new arrays, in the dicts that they keep it in.
         dicts = {id(layer.state): layer.state for layer, _ in solver.model.state_places}
         dicts |= {id(config): config for config in solver.optimizer.groups.values()}

@@ -182,7 +182,7 @@ class Resumable(ABC):
             self.model.rng_state = progress.model_rng
         saved = checkpoint.section("optimizer", arrays)
         for group, config in self.optimizer.groups.items():
-            config.update(self.optimizer.defaults_of(group) | progress.optimizer[group])  # it may lack a later one
+            config.update(progress.optimizer[group])
             config.update((k, self.backend.asarray(a)) for k, a in checkpoint.section(group, saved).items())
         best = {name: self.backend.asarray(a) for name, a in checkpoint.section("best", arrays).items()}
         self.best_params = {name: a for name, a in best.items() if name in self.model.params}

@@ -48,7 +48,7 @@ def batch_statistics(
         BATCHNORM.launch(f"moments<{of}>", grid, block, (x, n, d, rows, chunks, *args))
         if grid[1] > 1:
             BATCHNORM.launch(f"merge_moments<{of}>", grid[:1], block, (x, n, d, rows, chunks, grid[1], *args))
-    return (*statistics, *running)
+    return (*statistics, *running.astype(running_mean.dtype, copy=False))
 
 
 @kernel("layers.batchnorm.scales", "cupy")

@@ -32,6 +32,11 @@ def in_chunks(n: int, d: int) -> tuple[Grid, Grid, int]:
     return (tiles, math.ceil(n / rows)), block, rows
 
 
+def over_all(x: Any) -> int:
+    """Return how many blocks go through all numbers of x, each for a result of its own: one more launch joins these."""
+    return min(max(math.ceil(x.nbytes / (64 * THREADS)), 1), 1024)
+
+
 def of_teams(n: int, width: int) -> tuple[bool, Grid, Grid]:
     """Return whether each row is a warp's, or else a block's, with grid and block: see teams.cuh."""
     warps = width <= 32 * WARP

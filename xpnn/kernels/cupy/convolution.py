@@ -27,7 +27,7 @@ CONVOLUTION = source.Source(
 
 @kernel("layers.convolution.arranged", "cupy")
 def arranged(w: Any, dtype: Any) -> Any:
-    """With the channels last: a copy, which the weights' next values do not reach, unless they have one pixel."""
+    """With the channels last: a copy, but for filters of one pixel or one channel, which lie so already."""
     return cupy.ascontiguousarray(w.transpose(0, 2, 3, 1), dtype=dtype).transpose(0, 3, 1, 2)
 
 

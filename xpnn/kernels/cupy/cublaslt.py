@@ -190,7 +190,9 @@ def _find(
     result = _layout(out)
     layouts = _layout(b), _layout(a), result if c.strides == out.strides else _layout(c), result
     preference = lt.matmul_preference_create()
-    alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", aligned[:4], strict=True)}
+    # A bias, or its gradient, is moved as the result is.
+    of_result = aligned[3] if bias is None else min(aligned[3:5])
+    alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned[:3], of_result), strict=True)}
     # Parts of a sum are added up as they were computed, not as half types.
     parts = lt.ReductionScheme.COMPUTE_TYPE
     answer, answers = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, "int32")

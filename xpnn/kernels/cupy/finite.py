@@ -6,10 +6,8 @@ import cupy
 import numpy as np
 
 from xpnn.kernels import kernel
+from xpnn.kernels.cupy.blocks import over_all
 from xpnn.kernels.cupy.source import C_TYPES, THREADS, Source, accumulation, in_one_order, of_each_type
-
-BYTES = 64 * THREADS  # of a block, at least
-BLOCKS = 1024  # at most: one more launch looks at what they say
 
 FINITE = Source(
     "finite.cu",
@@ -30,6 +28,9 @@ def nan_unless_finite(loss: Any, grads: Any) -> Any:
 
 @kernel("training.solver.note_finite", "cupy")
 def note_finite(finite: Any, loss: Any) -> Any:
+    if loss.dtype.char not in C_TYPES:  # of whole numbers, say
+        finite &= cupy.isfinite(loss)
+        return finite
     FINITE.launch(f"note_finite<{C_TYPES[loss.dtype.char]}>", (1,), (1,), (finite, loss))
     return finite
 
@@ -45,7 +46,7 @@ def unscale(grads: Any, scale: Any) -> Any:
 @kernel("training.loss_scale.adjust", "cupy")
 def adjust(grads: Any, scale: Any, steps: Any, grows_after: int) -> Any:
     """One launch looks at the gradients, and the other does the rest."""
-    blocks = min(max(-(-grads.nbytes // BYTES), 1), BLOCKS)
+    blocks = over_all(grads)
     answers, fits = cupy.empty(blocks, dtype="bool"), cupy.empty((), dtype="bool")
     FINITE.launch(f"are_finite<{C_TYPES[grads.dtype.char]}>", (blocks,), (THREADS,), (grads.size, grads, answers))
     FINITE.launch("adjust", (1,), (THREADS,), (blocks, answers, scale, steps, np.float32(grows_after), fits))

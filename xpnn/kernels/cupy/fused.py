@@ -10,7 +10,7 @@ from xpnn.kernels.cupy import cublaslt
 from xpnn.kernels.cupy.blocks import in_chunks, of_one_type, over_rows, packed
 from xpnn.kernels.cupy.products import matmul
 from xpnn.kernels.cupy.rows import add_into
-from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, of_each_type
+from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, fits, of_each_type
 
 # What cuBLASLt has; the first that it has for a product.
 FORWARD = {"relu": ("RELU_AUX", "RELU"), "gelu_tanh": ("GELU_AUX",)}
@@ -67,10 +67,11 @@ def activated_grad(dout: Any, kept: Any, activation: str, db: Any = None) -> tup
     """One launch; where rows are many, one more for the sums of all chunks together."""
     x = kept.numbers if isinstance(kept, Kept) else cupy.ascontiguousarray(kept)
     dout, (n, d), char = cupy.ascontiguousarray(dout, dtype=x.dtype), x.shape, x.dtype.char
-    dx, db = cupy.empty_like(dout), cupy.empty(d, dtype=x.dtype) if db is None else db
+    dx, lent = cupy.empty_like(dout), db
+    db = lent if lent is not None and fits(lent, x) else cupy.empty(d, dtype=x.dtype)
     if not dx.size:
         db[...] = 0
-        return dx, db
+        return dx, db if db is lent else written(db, lent)
     grid, block, rows = in_chunks(n, d)
     chunked = grid[1] > 1
     sums = cupy.empty((grid[1], d), dtype=accumulation(x)) if chunked else db
@@ -79,7 +80,7 @@ def activated_grad(dout: Any, kept: Any, activation: str, db: Any = None) -> tup
     FUSED.launch(name, grid, block, (dout, x, n, d, apart, rows, dx, sums))
     if chunked:
         add_into(sums, db)
-    return dx, db
+    return dx, db if db is lent else written(db, lent)
 
 
 @kernel("layers.fused.activated_input_grad", "cupy")

@@ -9,7 +9,16 @@ from xpnn.backend import get
 from xpnn.kernels import kernel, updates
 from xpnn.kernels.cupy import source
 from xpnn.kernels.cupy.products import gemm, matmul
-from xpnn.kernels.cupy.source import ACCUMULATION, C_TYPES, THREADS, Source, accumulation, given, of_each_type
+from xpnn.kernels.cupy.source import (
+    ACCUMULATION,
+    C_TYPES,
+    THREADS,
+    Source,
+    accumulation,
+    given,
+    in_accumulation,
+    of_each_type,
+)
 from xpnn.recording import varying
 
 PRODUCTS = ("T", C_TYPES["e"], C_TYPES["E"])  # the types that products may be in: the weights' own, and half types
@@ -26,7 +35,7 @@ MUON = Source(
 def muon(w: Any, dw: Any, config: dict, where: Any | None = None, factor: Any | None = None) -> tuple[Any, ...]:
     computed = accumulation(w)
     numbers = given(varying(lambda: updates.muon(config, w.shape), 3, computed.__name__), computed)
-    dw = cupy.ascontiguousarray(dw, dtype=w.dtype)
+    dw, factor = cupy.ascontiguousarray(dw, dtype=w.dtype), in_accumulation(factor, w)
     config["velocity"] = velocity = cupy.ascontiguousarray(config["velocity"])
     if w.size == 0:
         return w, velocity

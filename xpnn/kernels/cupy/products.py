@@ -8,7 +8,7 @@ import cupy
 from xpnn.kernels import kernel
 from xpnn.kernels.cupy import cublaslt
 from xpnn.kernels.cupy.rows import add_rows
-from xpnn.kernels.cupy.source import accumulation
+from xpnn.kernels.cupy.source import fits
 
 if cublaslt.TF32:
     os.environ.setdefault("CUPY_TF32", "1")  # which cupy.matmul asks for
@@ -44,16 +44,16 @@ def param_grads(rows: Any, douts: Any, dw: Any = None, db: Any = None) -> tuple[
         product = cupy.empty((rows.shape[1], douts.shape[1]), dtype=douts.dtype) if dw is None else dw
         sums = cupy.empty(douts.shape[1], dtype=product.dtype) if db is None else db
         stacks = rows.T[None], douts[None], product[None], sums[None]
-        if product.dtype == sums.dtype and cublaslt.by_rows(stacks[1]) and cublaslt.multiply(*stacks, False, "BGRADA"):
+        may = fits(product, douts) and product.dtype == sums.dtype and cublaslt.by_rows(stacks[1])
+        if may and cublaslt.multiply(*stacks, False, "BGRADA"):
             return product, sums
     return matmul(rows.T, douts, dw), add_rows(douts, db)
 
 
 def _product(a: Any, b: Any, bias: Any, out: Any) -> Any:
     """Of two matrices, or of two stacks of them; everything else is CuPy's."""
-    like = {x.dtype for x in (a, b, bias) if x is not None}
-    wider = out is not None and out.dtype not in (a.dtype, accumulation(a))
-    if len(like) > 1 or wider or a.dtype.char not in cublaslt.CUDA_TYPES or a.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
+    alike = len({x.dtype for x in (a, b, bias) if x is not None}) == 1 and (out is None or fits(out, a))
+    if not alike or a.dtype.char not in cublaslt.CUDA_TYPES or a.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
         result = cupy.matmul(a, b, out=out)
         if bias is not None:
             result += bias

@@ -7,7 +7,7 @@ import cupy
 
 from xpnn.backend import written
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy.source import C_TYPES, Source, accumulation, of_each_type
+from xpnn.kernels.cupy.source import C_TYPES, Source, accumulation, fits, of_each_type
 
 COLUMNS, LANES = 32, 8  # as in rows.cu
 ROWS = 256  # of a chunk, at least
@@ -20,7 +20,7 @@ ROW_SUMS = Source("rows.cu", of_each_type(*(f"add_rows<{x}, {y}>" for x in ("T",
 def add_rows(x: Any, out: Any = None) -> Any:
     """Many rows are added up in chunks, then the sums of the chunks."""
     n, d = x.shape
-    if n == 0 or d == 0 or (out is not None and out.dtype not in (x.dtype, accumulation(x))):
+    if n == 0 or d == 0 or (out is not None and not fits(out, x)):
         return written(x.sum(axis=0), out)
     x, out = cupy.ascontiguousarray(x), cupy.empty(d, dtype=x.dtype) if out is None else out
     chunks = min(math.ceil(n / (ROWS * _side(d))), CHUNKS)

@@ -81,6 +81,16 @@ def accumulation(x: Any) -> type[np.floating]:
     return np.float64 if x.dtype.char == "d" else np.float32
 
 
+def in_accumulation(number: Any, x: Any) -> Any:
+    """Return an array () in the type that numbers of x are computed in. None stays None."""
+    return None if number is None else number.astype(accumulation(x), copy=False)
+
+
+def fits(out: Any, x: Any) -> bool:
+    """Return whether kernels write what they compute of x into `out`: it has its type, or the one computed in."""
+    return out.dtype in (x.dtype, accumulation(x))
+
+
 def in_one_order(*arrays: Any) -> list[Any]:
     """Return the arrays without gaps in memory and with their numbers in one order, that of the first if it has none.
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from xpnn.backend import written
 from xpnn.kernels import kernel
 from xpnn.threads import is_held, share
 
@@ -11,11 +12,8 @@ WORTH_A_THREAD = 2**21  # multiplications
 @kernel("products.matmul", "numpy")
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     if a.dtype == b.dtype == np.float16:  # which BLAS has not; sums are in single precision either way
-        result = matmul(a.astype("float32"), b.astype("float32")).astype("float16")
-        if out is None:
-            return result
-        out[...] = result
-        return out
+        result = matmul(a.astype("float32"), b.astype("float32"))
+        return result.astype("float16") if out is None else written(result, out)
     if not is_held() or (b.ndim > 2 and a.shape[:-2] != b.shape[:-2]):
         return np.matmul(a, b, out=out)
     result = np.empty((*a.shape[:-1], b.shape[-1]), dtype=np.result_type(a, b)) if out is None else out
