@@ -90,9 +90,9 @@ def test_a_scale_keeps_small_gradients(kind):
     if dtype_name(kind.backend.dtype("float32")) != "float32" or kind.backend.name == "array-api-strict":
         pytest.skip("array-api-strict has no float16")
     model = Model(Sequential(Linear(2, bias=False)), (1,), dtype="float16", backend=kind.backend, rng=0)
-    x, y = kind([[2.0**-12]], "float32"), kind([0])
+    x, y = kind([[1.0]], "float32"), kind([0])
     model.params["linear1.W"] = model.params["linear1.W"] * 0.0
-    tiny = lambda scores, labels: (scores[0, 0] * 0.0, scores * 0.0 + 2.0**-14)  # noqa: E731
+    tiny = lambda scores, labels: (scores[0, 0] * 0.0, scores * 0.0 + 2.0**-26)  # noqa: E731
     model.loss_function = tiny
     kind.assert_close(model.loss(x, y)[1]["linear1.W"], [[0.0, 0.0]])  # 2**-26 is nothing to float16
     kind.assert_close(model.loss(x, y, scale=1024.0)[1]["linear1.W"], [[2.0**-26, 2.0**-26]])
