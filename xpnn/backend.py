@@ -524,7 +524,7 @@ def describe(x: Any) -> str:
 
 def written(result: Array, out: Array | None) -> Array:
     """Return an array; in `out`, and in the dtype of that, where it is given."""
-    if out is None:
+    if out is None or out is result:
         return result
     out[...] = result
     return out

@@ -87,7 +87,7 @@ def param_grads(
     dbeta: Any = None,
 ) -> tuple[Any, Any, Any, Any]:
     grads = gradient_sums(dout, x, [mean, scale, beta, inv_std], activation or "none", dgamma, dbeta)
-    return tuple(y if y is out else written(y, out) for y, out in zip(grads, (dgamma, dbeta, None, None), strict=True))
+    return tuple(written(y, out) for y, out in zip(grads, (dgamma, dbeta, None, None), strict=True))
 
 
 def gradient_sums(

@@ -71,7 +71,7 @@ def activated_grad(dout: Any, kept: Any, activation: str, db: Any = None) -> tup
     db = lent if lent is not None and fits(lent, x) else cupy.empty(d, dtype=x.dtype)
     if not dx.size:
         db[...] = 0
-        return dx, db if db is lent else written(db, lent)
+        return dx, written(db, lent)
     grid, block, rows = in_chunks(n, d)
     chunked = grid[1] > 1
     sums = cupy.empty((grid[1], d), dtype=accumulation(x)) if chunked else db
@@ -80,7 +80,7 @@ def activated_grad(dout: Any, kept: Any, activation: str, db: Any = None) -> tup
     FUSED.launch(name, grid, block, (dout, x, n, d, apart, rows, dx, sums))
     if chunked:
         add_into(sums, db)
-    return dx, db if db is lent else written(db, lent)
+    return dx, written(db, lent)
 
 
 @kernel("layers.fused.activated_input_grad", "cupy")
@@ -90,5 +90,5 @@ def activated_input_grad(douts: Any, w: Any, kept: Any, activation: str, db: Any
         dx = cupy.empty(kept.numbers.shape, dtype=w.dtype)
         sums = db if db is not None and db.dtype == w.dtype else cupy.empty(len(w), dtype=w.dtype)
         if cublaslt.multiply(douts[None], w.T[None], dx[None], sums[None], False, BACKWARD[activation], kept.aux):
-            return dx, sums if sums is db else written(sums, db)
+            return dx, written(sums, db)
     return activated_grad(matmul(douts, w.T), kept, activation, db)
