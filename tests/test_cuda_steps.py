@@ -340,7 +340,9 @@ def test_gradients_of_another_dtype_are_clipped_as_on_numpy(cupy, rule, kept, of
         backend = backends.get(name)
         params, grads = (Parameters({"w": (8, 5)}, backend, dtype) for dtype in (kept, of_grads))
         params.flat[...], grads.flat[...] = (backend.asarray(normals(40, seed=seed)) for seed in (1, 2))
-        Optimizer(params, rule, clip_norm=0.5, learning_rate=0.1).step(grads)
+        optimizer = Optimizer(params, rule, clip_norm=0.5, learning_rate=0.1)
+        optimizer.step(grads)
+        assert optimizer.configs()["w"]["velocity"].dtype == params.flat.dtype
         results.append(backend.to_numpy(params.flat))
     np.testing.assert_allclose(*results, rtol=0, atol=32 * 2.0**-23)  # as of a step of Muon in float32
 

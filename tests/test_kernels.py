@@ -321,7 +321,7 @@ CALLS = {
     "layers.activation.gelu_and_slope": [(x, form) for x in ACTIVATIONS for form in ("none", "tanh")],
     "layers.batchnorm.moments": [(x,) for x in ROWS],
     "layers.batchnorm.batch_statistics": [
-        *((x, *vectors(x, 4), 0.9, correction, 1e-5) for x in [*ROWS, normals(5, 0)] for correction in (1.0, 1.25)),
+        (x, *vectors(x, 4), 0.9, correction, 1e-5) for x in [*ROWS, normals(5, 0)] for correction in (1.0, 1.25)
     ],
     "layers.batchnorm.scales": [
         (vector**2, *vectors(vector, 2), 1e-5)

@@ -139,15 +139,14 @@ class Backend:
     def zeros(self, shape: Shape, dtype: Any = "float32") -> Array:
         return self.namespace.zeros(shape, dtype=self.dtype(dtype), device=self.device)
 
-    def dtype(self, dtype: Any) -> Any:
+    def dtype(self, dtype: Any, where: str = "dtype") -> Any:
         """Return this library's dtype of the given name; raise `SettingError` where it has none."""
         name = dtype_name(dtype)
         try:
             return getattr(self.namespace, name)
         except AttributeError:
-            raise SettingError(
-                f"dtype: expected one that {self.name} has, such as 'float32'; received {name!r}"
-            ) from None
+            expected = f"one that {self.name} has, such as 'float32'"
+            raise SettingError(f"{where}: expected {expected}; received {name!r}") from None
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """Return `x` as a NumPy array on the host, waiting for the device where needed."""
@@ -243,13 +242,13 @@ class CuPy(Backend):
 
         cupy.cuda.get_current_stream().synchronize()
 
-    def dtype(self, dtype: Any) -> Any:
+    def dtype(self, dtype: Any, where: str = "dtype") -> Any:
         if dtype_name(dtype) != "bfloat16":
-            return super().dtype(dtype)
+            return super().dtype(dtype, where)
         try:
             import ml_dtypes  # CuPy takes the type from there
         except ImportError:
-            raise SettingError("dtype: expected ml_dtypes for bfloat16; pip install ml_dtypes") from None
+            raise SettingError(f"{where}: expected ml_dtypes for bfloat16; pip install ml_dtypes") from None
         return ml_dtypes.bfloat16
 
     def peak_memory(self) -> int | None:

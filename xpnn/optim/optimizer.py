@@ -11,6 +11,7 @@ from xpnn.arguments import check_number
 from xpnn.backend import Array, Backend, is_array, namespace
 from xpnn.errors import SettingError
 from xpnn.kernels.updates import InPlaceKernel
+from xpnn.layers.precision import narrowed
 from xpnn.optim import schedules
 from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
 from xpnn.optim.in_place import in_place, in_place_kernel
@@ -136,11 +137,7 @@ class Optimizer:
             zeros = {k: namespace(w).zeros_like(w) for k in state}
             for setting, value in settings.items():
                 if value and isinstance(value, str):
-                    try:
-                        backends.of(w).dtype(value)
-                    except SettingError as error:
-                        words = str(error).removeprefix("dtype: ")
-                        raise SettingError(f"{where}{rule_name(rule)}: {setting}: {words}") from None
+                    backends.of(w).dtype(value, f"{where}{rule_name(rule)}: {setting}")  # or it says that it has none
             self.groups[key] = {**config, **settings, **zeros, **given}
             pattern, rate = "" if is_default else group.pattern, self.groups[key].get("learning_rate")
             self._parts[key] = _Part(rule, own, segments, pattern, group.schedule, rate)
@@ -235,7 +232,7 @@ class Optimizer:
         if part.is_ours and shared and (fast := in_place_kernel(part.rule, w)):
             fast(w, dw, self.groups[key], where, factor)
             return
-        dw = dw if factor is None else scaled(dw, factor)
+        dw = narrowed(dw if factor is None else scaled(dw, factor), w.dtype)  # or the state would be of the other
         if not part.is_ours and shared:  # it may keep views of what is written over
             w, dw = (backends.of(array).asarray(array, copy=True) for array in (w, dw))
         next_w, after = part.rule(w, dw, self.groups[key])

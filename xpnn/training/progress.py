@@ -6,8 +6,6 @@ from typing import Any
 from xpnn.errors import CheckpointError
 from xpnn.training.typed import check_fields
 
-NEWER = "newton_schulz_dtype"  # a setting that older checkpoints lack: training goes on with the one that is asked for
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -53,8 +51,6 @@ class Progress:
             raise CheckpointError(f"expected the progress of a run; it is damaged ({error})") from None
         progress = cls(**{field.name: meta[field.name] for field in fields(cls)})
         for key, expected in task.items():
-            if key not in progress.task and key.endswith(NEWER):
-                continue
             if progress.task.get(key) != expected:
                 raise CheckpointError(f"expected {key} {expected!r}; received {progress.task.get(key)!r}")
         checks = progress.epoch + 1 if progress.iteration else 0  # the last may be due, but not done

@@ -158,7 +158,7 @@ class Resumable(ABC):
             for group, config in progress.optimizer.items():
                 for key, default in self.optimizer.defaults_of(group).items():
                     if isinstance(default, str):
-                        check_half("optimizer", key, config.get(key, default))
+                        check_half("optimizer", key, config.get(key))
                     elif not fits(config.get(key), float):
                         received = repr(config.get(key))
                         raise CheckpointError(f"expected a number for the optimizer's {key}; received {received}")

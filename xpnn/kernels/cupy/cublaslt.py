@@ -191,7 +191,7 @@ def _find(
     layouts = _layout(b), _layout(a), result if c.strides == out.strides else _layout(c), result
     preference = lt.matmul_preference_create()
     # A bias, or its gradient, is moved as the result is.
-    of_result = aligned[3] if bias is None else min(aligned[3:5])
+    of_result = aligned[3] if aligned[4] == BESIDE else min(aligned[3:5])
     alignment = {f"MIN_ALIGNMENT_{x}_BYTES": size for x, size in zip("ABCD", (*aligned[:3], of_result), strict=True)}
     # Parts of a sum are added up as they were computed, not as half types.
     parts = lt.ReductionScheme.COMPUTE_TYPE

@@ -1,10 +1,10 @@
-// What goes along with the product of an affine layer: its bias and the activation behind it, and their gradients.
+// What goes along with a product or a convolution: its bias and the activation behind it, and their gradients.
 
 #include "activation.cuh"
 #include "columns.cuh"
 
-// Of a product x (n, d): x becomes x + bias, for backward, and out is its activation. A ReLU's backward takes its output,
-// so out may be x itself.
+// Of a product x (n, d): x becomes x + bias, where there is one, for backward, and out is its activation. A ReLU's
+// backward takes its output, so out may be x itself.
 template <typename T, bool packed, Activation activation>
 __global__ void add_and_activate(i64 n, i64 d, const T* bias, T* x, T* out) {
     constexpr int K = packed ? 16 / sizeof(T) : 1;
@@ -20,8 +20,8 @@ __global__ void add_and_activate(i64 n, i64 d, const T* bias, T* x, T* out) {
     }
 }
 
-// The gradient dx (n, d) before an activation, and the sums of its columns, of chunks of rows, gridDim.y of them. Rows of
-// x, which was the activation's input or a ReLU's output, are `apart` numbers apart.
+// The gradient dx (n, d) before an activation, and the sums of its columns, of chunks of rows, gridDim.y of them. Rows
+// of x, which was the activation's input or a ReLU's output, are `apart` numbers apart.
 template <typename T, typename To, Activation activation>
 __global__ void __launch_bounds__(MOST_THREADS) grad(const T* dout, const T* x, i64 n, i64 d, i64 apart,
                                                      i64 rows, T* dx, To* sums) {
