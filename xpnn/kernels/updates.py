@@ -14,8 +14,6 @@ from xpnn.recording import varying
 Array = Any
 Config = dict[str, Any]
 
-NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # a, b and c of Muon's ``a x + (b x xᵀ + c (x xᵀ)²) x``
-
 
 class Update(NamedTuple):
     """A rule as kernels see it."""
@@ -114,6 +112,17 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return how many inputs and outputs a matrix (D, M) has, or filters (F, C, KH, KW): as Muon counts them."""
     first, others = shape[0], math.prod(shape[1:])
     return (first, others) if len(shape) == 2 else (others, first)
+
+
+def orthogonalized(x: Array, steps: int, product: Callable[..., Array], product_sum: Callable[..., Array]) -> Array:
+    """Return a matrix of norm 1 after so many Newton-Schulz steps by these products: see `optim.newton_schulz`."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    is_tall = x.shape[0] > x.shape[1]
+    for _ in range(steps):
+        gram = product(x.T, x) if is_tall else product(x, x.T)  # the smaller one of the two
+        polynomial = product_sum(gram, gram, gram, c, b)
+        x = product_sum(x, polynomial, x, 1.0, a) if is_tall else product_sum(polynomial, x, x, 1.0, a)
+    return x
 
 
 def muon(config: Config, shape: tuple[int, ...]) -> tuple[float, ...]:

@@ -255,14 +255,8 @@ def newton_schulz(g: Array, steps: int = 5, dtype: str = "") -> Array:
     if g.ndim != 2:
         raise ValueError(f"newton_schulz: expected g (R, C); received {tuple(g.shape)}")
     check_half("newton_schulz", "dtype", dtype)
-    a, b, c = updates.NEWTON_SCHULZ
     x = scaled(g, 1 / (norm(g) + 1e-7), backends.of(g).dtype(dtype) if dtype else g.dtype)
-    is_tall = g.shape[0] > g.shape[1]
-    for _ in range(steps):
-        gram = product(x.T, x) if is_tall else product(x, x.T)  # the smaller one of the two
-        polynomial = product_sum(gram, gram, gram, c, b)
-        x = product_sum(x, polynomial, x, beta=a) if is_tall else product_sum(polynomial, x, x, beta=a)
-    return narrowed(x, g.dtype)
+    return narrowed(updates.orthogonalized(x, steps, product, product_sum), g.dtype)
 
 
 def check_half(where: str, name: str, dtype: Any) -> str:

@@ -49,19 +49,8 @@ def muon(w: Any, dw: Any, config: dict, where: Any | None = None, factor: Any | 
     x = cupy.empty((w.shape[0], math.prod(w.shape[1:])), dtype=get("cupy").dtype(half) if half else w.dtype)
     products = C_TYPES[x.dtype.char]
     MUON.each(f"normalized<{in_}, {products}>", w.size, step, step_squares, blocks, x)
-    update = _newton_schulz(x, config["newton_schulz_steps"])
+    update = updates.orthogonalized(x, config["newton_schulz_steps"], matmul, gemm)
     _, outputs = updates.fans(w.shape)
     args = w, update, where, w_squares, blocks, computed(math.sqrt(outputs)), *numbers
     MUON.each(f"updated<{of}, {products}>", w.size, *args)
     return w, velocity
-
-
-def _newton_schulz(x: Any, steps: int) -> Any:
-    """The steps of `optim.rules.newton_schulz`, of a matrix of norm 1."""
-    a, b, c = updates.NEWTON_SCHULZ
-    is_tall = x.shape[0] > x.shape[1]
-    for _ in range(steps):
-        gram = matmul(x.T, x) if is_tall else matmul(x, x.T)
-        polynomial = gemm(gram, gram, gram, c, b)
-        x = gemm(x, polynomial, x, 1.0, a) if is_tall else gemm(polynomial, x, x, 1.0, a)
-    return x
