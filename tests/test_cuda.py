@@ -28,6 +28,7 @@ HALF = re.compile("half|bfloat16")
 IN_PLACE = (
     *("optim.in_place.", "products.matmul", "layers.affine.", "layers.fused.", "layers.rows."),
     *("layers.batchnorm.param_grads", "layers.convolution.correlate_filter_grad", "models.model.", "training."),
+    "recording.overwrite",
 )
 
 

@@ -1,5 +1,6 @@
 """What a training step asks of a device, counted: each launch costs it some microseconds, however little it does."""
 
+import importlib
 from pathlib import Path
 
 import cublaslt_on_cpu
@@ -15,11 +16,16 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 class Counted(Callback):
-    """Of a step, once plans are made: launches of our own, calls of libraries, and CuPy's own functions."""
+    """Of a step, once plans are made: launches of our own, calls of libraries, and CuPy's own functions.
+
+    Or of one that is recorded: all that the graph does.
+    """
 
     only_looks = True
 
     def on_iteration(self, solver):
+        if solver.graph_replays:
+            self.recorded = len(solver._recorder._recorded._replay._graph._capture.work)
         if solver.iteration == 2:
             for seen in (stand_in.launches, stand_in.asked, stand_in.computed):
                 seen.clear()
@@ -27,23 +33,34 @@ class Counted(Callback):
             self.counts = len(stand_in.launches), len(stand_in.asked), len(stand_in.computed)
 
 
-@pytest.mark.parametrize(
-    ("net", "kept", "counts"),
-    [
-        ("5 x 100", "float32", (6, 17, 1)),
-        ("convnet", "float32", (14, 8, 5)),
-        ("resnet9", "float16", (58, 26, 28)),
-        ("airbench", "float16", (72, 76, 21)),
-    ],
-)
-def test_a_step_of_a_net_that_is_timed_takes_these_and_no_more(cupy, monkeypatch, net, kept, counts):
+NETS = [
+    ("5 x 100", "float32", (6, 17, 1)),
+    ("convnet", "float32", (14, 8, 5)),
+    ("resnet9", "float16", (58, 26, 28)),
+    ("airbench", "float16", (72, 76, 21)),
+]
+
+
+@pytest.fixture
+def gpu_steps(cupy, monkeypatch):
     if not BENCHMARKS.exists():
         pytest.skip("the benchmarks are not beside the tests")
     monkeypatch.syspath_prepend(BENCHMARKS)
-    import gpu_steps
-
     cublaslt_on_cpu.install()
     cudnn_on_cpu.install()
+    return importlib.import_module("gpu_steps")
+
+
+@pytest.mark.parametrize(("net", "kept", "counts"), NETS)
+def test_a_step_of_a_net_that_is_timed_takes_these_and_no_more(gpu_steps, net, kept, counts):
     counted = Counted()
     gpu_steps.xpnn(net, 2, kept, graph=False, count=6, epochs=1, callbacks=[counted]).train()
     assert counted.counts == counts
+
+
+@pytest.mark.parametrize(("net", "kept", "counts"), NETS)
+def test_a_recorded_step_takes_one_more_where_it_keeps_running_statistics(gpu_steps, net, kept, counts):
+    counted = Counted()
+    solver = gpu_steps.xpnn(net, 2, kept, graph=True, count=6, epochs=1, callbacks=[counted])
+    solver.train()
+    assert counted.recorded == sum(counts) + any("running" in name for name in solver.model.state)

@@ -210,6 +210,13 @@ CALLS = {
         (lambda: varying(lambda: np.float32(3)),),
         (lambda: tuple(varying(lambda i=i: np.float32(i)) for i in range(40)),),
     ],
+    "recording.overwrite": [
+        ((), ()),
+        ((normals(3, 4), normals(5), normals(0)), (normals(3, 4, seed=1), normals(5, seed=1), normals(0))),
+        ((normals(70_001), normals(7, dtype="float64")), (normals(70_001, seed=1), normals(7))),
+        ((normals(4, 6)[:, ::2], normals(3, dtype="float16")), (normals(4, 3, seed=1), normals(3, dtype="float16"))),
+        (tuple(np.zeros(n % 7, "int64") for n in range(161)), tuple(np.arange(n % 7) for n in range(161))),
+    ],
     "recording.obstacle": [],  # the answer is a device's own
     "random.philox": [
         (0, 0, 0, 0),
@@ -528,6 +535,7 @@ FUSED = ("normalize", "gradient_sums", "input_gradient")
 # What NumPy has no kernel for.
 OF_DEVICES = {
     "recording.record",
+    "recording.overwrite",
     "recording.obstacle",
     "random.philox",
     "random.integers",
@@ -625,6 +633,8 @@ def copied(args, backend=None):
     def of(arg):
         if isinstance(arg, KeptBy):
             return arg.kept(backend)
+        if type(arg) is tuple:
+            return tuple(map(of, arg))
         if isinstance(arg, dict):
             return {key: asarray(value) if isinstance(value, np.ndarray) else value for key, value in arg.items()}
         return asarray(arg) if isinstance(arg, np.ndarray) else arg

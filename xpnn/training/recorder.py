@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from xpnn.backend import Array, is_array
 from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
-from xpnn.recording import Rehearsal, record, recorded_by
+from xpnn.recording import Rehearsal, overwrite, record, recorded_by
 from xpnn.training.recordable import obstacles
 
 if TYPE_CHECKING:
@@ -149,9 +149,9 @@ class RecordedStep:
     def _work(self) -> Array:
         loss = self._solver._whole_step(self._indices)
         self._dtype = loss.dtype
-        for state, key, array in self._state:
-            if state[key] is not array:
-                array[...] = state[key]
+        replaced = [(array, state[key]) for state, key, array in self._state if state[key] is not array]
+        if replaced:
+            (fast_path("recording.overwrite", self._solver.backend.name) or overwrite)(*zip(*replaced, strict=True))
         return loss
 
     def release(self) -> None:

@@ -1,6 +1,7 @@
 """CUDA graphs: work whose launches a device has recorded, and does again at one launch."""
 
 import contextlib
+import math
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 
 from xpnn.backend import CuPy, get
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy import cublaslt
-from xpnn.kernels.cupy.source import Source
+from xpnn.kernels.cupy import cublaslt, source
+from xpnn.kernels.cupy.source import THREADS, Source
 from xpnn.recording import recorded_by
 
 FEW, PLACES = 32, 480  # numbers of 8 bytes in a step, at most: a launch takes 4 KB of arguments
-GRAPH = Source("graph.cu", [f"put<{FEW}>", f"put<{PLACES}>"])
+COPIES = 160  # at one launch, each of two addresses and a size
+WORD = 4  # bytes that a thread copies at a time
+GRAPH = Source("graph.cu", [f"put<{FEW}>", f"put<{PLACES}>", f"overwrite<{COPIES}>"])
 
 
 class Pool:
@@ -104,6 +107,27 @@ class Graph:
 
     def __del__(self) -> None:
         self.release()
+
+
+@kernel("recording.overwrite", "cupy")
+def overwrite(targets: tuple[Any, ...], sources: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Whole words between arrays of one dtype and without gaps; others are copied one by one."""
+    copies = []
+    for target, new in zip(targets, sources, strict=True):
+        plain = target.flags.c_contiguous and new.flags.c_contiguous and target.dtype == new.dtype
+        addresses = target.data.ptr, new.data.ptr
+        if plain and math.gcd(*addresses, target.nbytes) % WORD == 0:
+            copies.append((*addresses, target.nbytes // WORD))
+        else:
+            target[...] = new
+    for first in range(0, len(copies), COPIES):
+        some = copies[first : first + COPIES]
+        bits = np.zeros(1, [("copies", "uint64", (COPIES, 3))])
+        bits["copies"][0, : len(some)] = some
+        blocks = min(-(-max(words for _, _, words in some) // THREADS), source.BLOCKS)
+        if blocks:
+            GRAPH.launch(f"overwrite<{COPIES}>", (blocks, len(some)), (THREADS,), (bits,))
+    return targets
 
 
 @kernel("recording.obstacle", "cupy")
