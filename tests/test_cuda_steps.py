@@ -9,7 +9,7 @@ import test_cuda
 from test_kernels import channels_last, normals
 from xpnn import Model
 from xpnn import backend as backends
-from xpnn.data.augmentation import AlternatingFlip, Batch, Compose, RandomCrop, RandomFlip
+from xpnn.data.augmentation import AlternatingFlip, Batch, Compose, Normalize, RandomCrop, RandomFlip
 from xpnn.kernels.updates import UPDATES
 from xpnn.layers import Affine, BatchNorm, Flatten, ReLU, Sequential, Standardize, batchnorm_forward
 from xpnn.optim import Optimizer, ParamGroup, newton_schulz
@@ -241,17 +241,21 @@ def batches(backend, indices):
 
 @pytest.mark.parametrize("layout", [np.asarray, channels_last])
 @pytest.mark.parametrize("flip", [RandomFlip(), AlternatingFlip()])
-def test_gather_crop_and_flip_are_one_launch_of_bytes_and_some_for_their_places(cupy, layout, flip):
+@pytest.mark.parametrize("then", [[], [Normalize((125.3, 123.0, 113.9), 62)]])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_gather_crop_flip_and_normalize_are_one_launch(cupy, layout, flip, then, is_first):
     x = layout(np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8))
-    indices, augment, results = np.random.default_rng(1).permutation(20)[:7], Compose([RandomCrop(4), flip]), []
+    moves = [flip, RandomCrop(4)] if is_first else [RandomCrop(4), flip]
+    indices, augment, results = np.random.default_rng(1).permutation(20)[:7], Compose(moves + then), []
     data = cupy.asarray(x)
     for batch in batches(backends.get("cupy"), indices):
         launched()
         out = augment(data, batch, batch.indices)
-        *places, pick = launched()
-        assert pick == f"pick<unsigned char, {'true' if layout is channels_last else 'false'}>"
-        assert [name for name in places if name != "integers"] == ["shifted", "shifted", "mirrored", "then"]
-        assert out.strides == x[:7].strides
+        random = {"integers"}  # and what it draws
+        assert [name for name in launched() if name not in random] == [
+            "pick<unsigned char, float, true>" if then else "pick<unsigned char, unsigned char, false>"
+        ]
+        assert out.strides == tuple(out.itemsize * stride for stride in x.strides)
         results.append(out.get())
     for out, batch in zip(results, batches(backends.get("numpy"), indices), strict=True):
         np.testing.assert_array_equal(out, augment(x, batch, batch.indices))
@@ -271,7 +275,7 @@ def test_bytes_become_a_nets_numbers_in_one_launch_with_their_channels_last(cupy
         launched()
         results.append(net.layers["standardize1"].forward(images)[0])
     expected, received = results
-    assert launched() == [f"standardized<unsigned char, {C_TYPES[type_]}>"]
+    assert launched() == [f"pick<unsigned char, {C_TYPES[type_]}, true>"]
     assert received.transpose(0, 2, 3, 1).flags.c_contiguous
     assert received.dtype == np.dtype(type_)
     if type_ == "float64":
@@ -281,7 +285,7 @@ def test_bytes_become_a_nets_numbers_in_one_launch_with_their_channels_last(cupy
 
 
 def test_from_indices_to_a_nets_numbers_images_are_moved_twice(cupy):
-    """Once as bytes; before it is told where they come from, by launches for some thousand numbers. That is all."""
+    """Once as bytes, and once by the net's first layer. Random numbers are drawn before. That is all."""
     data = cupy.array(np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8))
     model = Model(Sequential(Standardize(121.0, 60.0), Flatten()), (3, 32, 32), backend="cupy")
     augment = Compose([RandomCrop(4), RandomFlip()])
@@ -291,8 +295,8 @@ def test_from_indices_to_a_nets_numbers_images_are_moved_twice(cupy):
     images = augment(data, batch, batch.indices)
     model.net.layers["standardize1"].forward(model._enter(images))
     assert launched() == [
-        *("integers", "shifted", "shifted", "integers", "mirrored", "then"),
-        *("pick<unsigned char, false>", "standardized<unsigned char, float>"),
+        *("integers", "integers"),
+        *("pick<unsigned char, unsigned char, false>", "pick<unsigned char, float, true>"),
     ]
     assert stand_in.computed == []
 

@@ -19,6 +19,7 @@ from xpnn import kernels, layers, random, threads
 from xpnn.kernels.numpy import batchnorm, loops, winograd
 from xpnn.layers.pooling import window_max
 from xpnn.optim.rules import RULES
+from xpnn.places import Mirrored, Shifted
 from xpnn.products import product
 from xpnn.recording import varying
 from xpnn.windows import Window
@@ -158,11 +159,19 @@ def picks():
     for dtype, layout in itertools.product(("uint8", "int16", "float32", "float64"), (np.asarray, channels_last)):
         x = layout(rng.integers(0, 99, (6, 3, 40, 30)).astype(dtype))
         indices, rows, columns = rng.integers(0, 6, 4), rng.integers(0, 40, (4, 42)), rng.integers(0, 30, (4, 29))
-        yield x, indices, rows, columns
-        yield x[:4, :, ::2, ::-1], None, rows // 2, columns
-        yield x[:4], None, None, columns
-        yield x[:, :1], indices, rows[:, :1], None
-        yield x, indices[:0], rows[:0], columns[:0]
+        shifts, coins = rng.integers(-4, 5, (2, 4)), rng.integers(0, 2, 4)
+        down, right, flipped = Shifted(shifts[0]), Shifted(shifts[1]), Mirrored(coins)
+        yield x, indices, (rows,), (columns,)
+        yield x[:4, :, ::2, ::-1], None, (rows // 2,), (columns,)
+        yield x[:4], None, (), (columns,)
+        yield x[:, :1], indices, (rows[:, :1],), ()
+        yield x, indices[:0], (rows[:0],), (columns[:0],)
+        yield x, indices, (down,), (flipped, right)
+        yield x, indices[::2], (Shifted(shifts[0, ::2]),), (Shifted(shifts[1, ::2]), Mirrored(coins[::2]))
+        yield x[:4, :, ::2, ::-1], None, (), (flipped,)
+        yield x[:4], None, (down, Shifted(shifts[1])), (right, flipped, right)
+        yield x, indices, (flipped, rows), (columns, Mirrored(coins))
+        yield x[:, :, :1, :1], np.zeros(3, "int64"), (Shifted(np.zeros(3, "int64")),), (Mirrored(np.ones(3, "int64")),)
 
 
 CORRELATIONS = [
@@ -299,12 +308,13 @@ CALLS = {
         )
         for indices in (np.array([3, 0, 3, 1, 2]), np.arange(4)[::2], np.zeros(0, "int64"))
     ],
-    "data.images.shifted": [(np.arange(-4, 5)[::step], size) for step in (1, 2) for size in (5, 300)]
-    + [(np.zeros(0, "int64"), 5), (np.zeros(9, "int64"), 1), (np.resize(np.arange(-9, 10), 5000), 32)],
-    "data.images.mirrored": [(np.arange(n) // 2 % 2, size) for n in (0, 1, 7, 5000) for size in (1, 4, 33)],
-    "data.images.then": [
-        (np.random.default_rng(0).integers(0, 99, (n, size)), np.random.default_rng(1).integers(0, size, (n, count)))
-        for n, size, count in ((0, 3, 3), (1, 1, 1), (7, 32, 40), (5000, 32, 32))
+    "data.images.pick_standardized": [
+        (raw, normals(*shape, dtype=dtype), 1 + normals(*shape, dtype=dtype, seed=1) ** 2, dtype, *origin)
+        for x, *origin in picks()
+        if x.dtype in ("uint8", "int16")
+        for dtype in DTYPES
+        for raw in (x, x.astype(dtype))
+        for shape in ((1, 1, 1), (x.shape[1], 1, 1))
     ],
     "layers.standardize.standardized": [
         (raw, mean, std, mean.dtype.name)
@@ -553,7 +563,7 @@ OF_DEVICES = {
     "training.loss_scale.adjust",
     "training.solver.note_finite",
     "layers.standardize.standardized",
-    *(f"data.images.{name}" for name in ("pick", "taken", "shifted", "mirrored", "then")),
+    *(f"data.images.{name}" for name in ("pick", "taken", "pick_standardized")),
     "optim.norms.sum_of_squares",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",
@@ -633,8 +643,8 @@ def copied(args, backend=None):
     def of(arg):
         if isinstance(arg, KeptBy):
             return arg.kept(backend)
-        if type(arg) is tuple:
-            return tuple(map(of, arg))
+        if isinstance(arg, tuple):
+            return type(arg)._make(map(of, arg)) if hasattr(arg, "_make") else tuple(map(of, arg))
         if isinstance(arg, dict):
             return {key: asarray(value) if isinstance(value, np.ndarray) else value for key, value in arg.items()}
         return asarray(arg) if isinstance(arg, np.ndarray) else arg

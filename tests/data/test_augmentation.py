@@ -257,6 +257,7 @@ CHAINS = [
     [RandomCrop(2), AlternatingFlip()],
     [RandomFlip(), RandomCrop(1), RandomFlip(), RandomCrop(2)],
     [AlternatingFlip(), RandomCrop(1, "zero"), RandomFlip(), Cutout(2), lambda x, batch: x ^ 1, RandomCrop(2)],
+    [RandomCrop(2), RandomFlip(), Normalize(100, (50, 60, 70)), RandomCrop(1)],
     [],
 ]
 

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from xpnn import backend as backends
-from xpnn.backend import Array, dtype_name, is_floating, is_integer, library_of, namespace
-from xpnn.data.images import PADDINGS, check_images, check_padding, mirrored, pad, picked, shifted, then
+from xpnn.backend import Array, dtype_name, is_floating, is_integer, namespace
+from xpnn.data.images import PADDINGS, check_images, check_padding, pad, picked, picked_standardized
 from xpnn.errors import SettingError
-from xpnn.kernels import fast_path
+from xpnn.places import Chain, Mirrored, Places, Shifted
 from xpnn.random import FLIPS, Generator
 
-Places = tuple[Array | None, Array | None]
+OfBoth = tuple[Places | None, Places | None]  # rows and columns
 
 _channels: dict[tuple[Any, ...], Array] = {}  # what `_per_channel` has made
 
@@ -84,9 +84,9 @@ class Transform:
         places = self.places(x, batch)
         if places is None:
             raise NotImplementedError
-        return picked(x, None, *places)
+        return picked(x, None, *(_then((), each) for each in places))
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth | None:
         """Return where the pixels of a batch come from, for a transform that only moves them.
 
         A `Compose` asks for it: then several of them, and the gathering of the batch, are one pass over the images.
@@ -102,9 +102,9 @@ class Transform:
 
         Returns
         -------
-        rows, columns : int64 array (N, H) or (N, W), or None
-            For each row and column of each image that from which it comes; None where all stay. None in place of both,
-            and nothing is drawn, when the transform does more.
+        rows, columns : Shifted, Mirrored, int64 array (N, H) or (N, W), or None
+            Of `xpnn.places`, or for each row and column of each image that from which it comes; None where all
+            stay. None in place of both, and nothing is drawn, when the transform does more.
         """
         return None
 
@@ -136,11 +136,20 @@ class Normalize(Transform):
         return self.evaluate(x, batch.dtype)
 
     def evaluate(self, x: Array, dtype: str = "float32") -> Array:
+        return self.of_picked(x, dtype)
+
+    def of_picked(
+        self, x: Array, dtype: str, indices: Array | None = None, rows: Chain = (), columns: Chain = ()
+    ) -> Array:
+        """Return what `evaluate` makes of `picked` images, in one pass over them."""
         check_images("Normalize", x)
         for name, values in (("mean", self.mean), ("std", self.std)):
             _check_channels("Normalize", name, values, x)
-        x = _floats(x, dtype)
-        return (x - _per_channel(self.mean, x)) / _per_channel(self.std, x)
+        dtype = dtype_name(x.dtype) if is_floating(x) else dtype
+        channels = max(len(_tuple(self.mean)), len(_tuple(self.std)))
+        kept = "float64" if dtype == "float64" else "float32"
+        mean, std = (_per_channel(_tuple(values, channels), x, kept) for values in (self.mean, self.std))
+        return picked_standardized(x, mean, std, dtype, indices, rows, columns)
 
 
 @dataclass(frozen=True)
@@ -170,14 +179,13 @@ class RandomCrop(Transform):
         xp, (_, _, height, width) = namespace(x), x.shape
         rows, columns = (xp.arange(size, dtype=xp.int64, device=x.device) for size in (height, width))
         rows, columns = shifts[0, ...][:, None] + rows, shifts[1, ...][:, None] + columns
-        return picked(pad(x, self.padding, "zero"), None, rows, columns)
+        return picked(pad(x, self.padding, "zero"), None, (rows,), (columns,))
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places | None:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth | None:
         if self.mode == "zero":
             return None
         shifts = self._shifts(x, batch, n)
-        fast = fast_path("data.images.shifted", library_of(x)) or shifted
-        return fast(shifts[0, ...], x.shape[2]), fast(shifts[1, ...], x.shape[3])
+        return Shifted(shifts[0, ...]), Shifted(shifts[1, ...])
 
     def _shifts(self, x: Array, batch: Batch, n: int | None = None) -> Array:
         """Those of rows and of columns (2, N)."""
@@ -191,9 +199,9 @@ class RandomCrop(Transform):
 class RandomFlip(Transform):
     """Exchange left and right in every second image, at random."""
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth:
         check_images("RandomFlip", x)
-        return None, _mirrored(x, batch.rng.integers(0, 2, x.shape[0] if n is None else n, backends.of(x)))
+        return None, Mirrored(batch.rng.integers(0, 2, x.shape[0] if n is None else n, backends.of(x)))
 
 
 @dataclass(frozen=True)
@@ -208,12 +216,12 @@ class AlternatingFlip(Transform):
 
     _drawn: dict[tuple[Any, ...], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> Places:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth:
         xp = check_images("AlternatingFlip", x)
         if batch.num_examples < 1:
             raise SettingError("AlternatingFlip: expected a batch that knows the size of its data set; received 0")
         coins = self._coins(batch.rng.seed, batch.num_examples, backends.of(x))
-        return None, _mirrored(x, xp.take(coins, batch.indices, axis=0) ^ (batch.epoch % 2))
+        return None, Mirrored(xp.take(coins, batch.indices, axis=0) ^ (batch.epoch % 2))
 
     def _coins(self, *drawn_for: Any) -> Array:
         """A coin for each image, drawn once for a seed, size and backend, and kept: a recorded step knows the array."""
@@ -260,7 +268,7 @@ class Cutout(Transform):
             from_first = pixel[None, :] - (center[:, None] - self.size // 2)
             inside = (from_first >= 0) & (from_first < self.size)
             covered = covered & xp.reshape(inside, (n, 1, length, 1) if axis == 2 else (n, 1, 1, length))
-        return xp.where(covered, _per_channel(self.fill, x), x)
+        return xp.where(covered, _per_channel(self.fill, x, dtype_name(x.dtype)), x)
 
 
 @dataclass(frozen=True)
@@ -357,14 +365,19 @@ class Compose(Transform):
 
     def __call__(self, x: Array, batch: Batch, indices: Array | None = None) -> Array:
         """Return the changed images: with `indices`, int64 (N,), of those images of x alone."""
-        n, rows, columns = None if indices is None else indices.shape[0], None, None
+        n = None if indices is None else indices.shape[0]
+        rows: Chain = ()
+        columns: Chain = ()
         for transform in self.transforms:
             places = _places(transform, x, batch, n)
-            if places is None:
-                x = transform(picked(x, indices, rows, columns), batch)
-                n = indices = rows = columns = None
+            if places is not None:
+                rows, columns = _then(rows, places[0]), _then(columns, places[1])
+                continue
+            if type(transform) is Normalize:
+                x = transform.of_picked(x, batch.dtype, indices, rows, columns)
             else:
-                rows, columns = map(_then, (rows, columns), places)
+                x = transform(picked(x, indices, rows, columns), batch)
+            n, indices, rows, columns = None, None, (), ()
         return picked(x, indices, rows, columns)
 
     def evaluate(self, x: Array, dtype: str = "float32") -> Array:
@@ -396,7 +409,7 @@ def beta(alpha: float, rng: Generator) -> float:
     return 0.5 + 0.5 * math.copysign(math.sqrt(part / (q + part)), cos)
 
 
-def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, n: int | None) -> Places | None:
+def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, n: int | None) -> OfBoth | None:
     """What `places` says, where it may be asked in place of a call: not where a subclass has a call of its own."""
     if not isinstance(transform, Transform):
         return None
@@ -404,16 +417,9 @@ def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, 
     return transform.places(x, batch, n) if "places" in vars(newest) else None
 
 
-def _mirrored(x: Array, coins: Array) -> Array:
-    """Columns (N, W) of images, exchanged left and right where a coin, of int64, is 1."""
-    return (fast_path("data.images.mirrored", library_of(x)) or mirrored)(coins, x.shape[3])
-
-
-def _then(first: Array | None, second: Array | None) -> Array | None:
-    """Rows, or columns, of images that are moved twice."""
-    if first is None or second is None:
-        return second if first is None else first
-    return (fast_path("data.images.then", library_of(first)) or then)(first, second)
+def _then(chain: Chain, places: Places | None) -> Chain:
+    """Where rows, or columns, come from that are then moved once more."""
+    return chain if places is None else (*chain, places)
 
 
 def _blend(x: Array, others: Array, weight: float) -> Array:
@@ -432,15 +438,15 @@ def _one_hot(batch: Batch) -> Array:
     return xp.astype(y[:, None] == classes[None, :], dtype)
 
 
-def _per_channel(values: float | tuple[float, ...], x: Array) -> Array:
-    """One number, or one for each channel, as an array (1, 1 or C, 1, 1) of the images' kind and dtype.
+def _per_channel(values: float | tuple[float, ...], x: Array, dtype: str) -> Array:
+    """One number, or one for each channel, as an array (1 or C, 1, 1) of the images' kind.
 
     Made once and kept: each copy from the host would be waited for, and a recorded step knows the array.
     """
     xp, backend = namespace(x), backends.of(x)
-    key = values, xp, backend, dtype_name(x.dtype)
+    key = values, xp, backend, dtype
     if key not in _channels:
-        _channels[key] = xp.reshape(backend.asarray(_tuple(values), dtype=x.dtype), (1, -1, 1, 1))
+        _channels[key] = xp.reshape(backend.asarray(_tuple(values), dtype=dtype), (-1, 1, 1))
     return _channels[key]
 
 
@@ -478,8 +484,8 @@ def _numbers(where: str, name: str, value: Any) -> float | tuple[float, ...]:
     return _number(where, name, value)
 
 
-def _tuple(values: float | tuple[float, ...]) -> tuple[float, ...]:
-    return values if isinstance(values, tuple) else (values,)
+def _tuple(values: float | tuple[float, ...], count: int = 1) -> tuple[float, ...]:
+    return values if isinstance(values, tuple) else (values,) * count
 
 
 def _check_channels(where: str, name: str, values: float | tuple[float, ...], x: Array) -> None:

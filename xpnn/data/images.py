@@ -5,6 +5,8 @@ from typing import Any
 
 from xpnn.backend import Array, describe, dtype_name, is_array, is_real, library_of, namespace
 from xpnn.kernels import fast_path
+from xpnn.layers.standardize import standardized
+from xpnn.places import Chain, places_of, reflect
 
 PADDINGS = ("reflect", "zero")
 
@@ -34,30 +36,6 @@ def check_padding(where: str, mode: str, padding: int, height: int, width: int) 
         raise ValueError(
             f"{where}: expected images of more than {padding} rows and columns to reflect; received {height} x {width}"
         )
-
-
-def reflect(indices: Array, size: int) -> Array:
-    """Return where indices from ``1 - size`` to ``2 size - 2`` fall when reflected at the first and the last pixel."""
-    xp = namespace(indices)
-    return (size - 1) - xp.abs((size - 1) - xp.abs(indices))
-
-
-def shifted(shifts: Array, size: int) -> Array:
-    """The definition of where the rows, or columns, of shifted images come from: int64 (N,) to (N, size)."""
-    xp = namespace(shifts)
-    return reflect(shifts[:, None] + xp.arange(size, dtype=xp.int64, device=shifts.device), size)
-
-
-def mirrored(coins: Array, size: int) -> Array:
-    """The definition of where columns come from that are exchanged where a coin is 1: int64 (N,) to (N, size)."""
-    xp = namespace(coins)
-    columns = xp.arange(size, dtype=xp.int64, device=coins.device)[None, :]
-    return columns + coins[:, None] * (size - 1 - 2 * columns)
-
-
-def then(first: Array, second: Array) -> Array:
-    """The definition of where they come from in images that are moved twice: ``first[n, second[n, i]]``."""
-    return namespace(first).take_along_axis(first, second, axis=1)
 
 
 def pad(x: Array, padding: int, mode: str = "reflect") -> Array:
@@ -98,7 +76,7 @@ def mirror(x: Array) -> Array:
     return check_images("mirror", x).flip(x, axis=3)
 
 
-def picked(x: Array, indices: Array | None = None, rows: Array | None = None, columns: Array | None = None) -> Array:
+def picked(x: Array, indices: Array | None = None, rows: Chain = (), columns: Chain = ()) -> Array:
     """Return some of the images, and of each other pixels: ``x[indices[n], c, rows[n, i], columns[n, j]]``.
 
     Parameters
@@ -107,16 +85,30 @@ def picked(x: Array, indices: Array | None = None, rows: Array | None = None, co
         Of any dtype. Without rows and columns, examples of any shape.
     indices : int64 array (N,), optional
         From 0 to M - 1, of which nothing is checked; by default all images, in their order.
-    rows, columns : int64 array (N, H') or (N, W'), optional
-        By default all, in their order.
+    rows, columns : tuple of Shifted, Mirrored, or int64 array (N, H') or (N, W')
+        Where they come from; of several, the first was done first. By default all, in their order.
 
     Returns
     -------
     out : array (N, C, H', W')
     """
-    if rows is None and columns is None:
+    if not rows and not columns:
         return x if indices is None else (fast_path("data.images.taken", library_of(x)) or taken)(x, indices)
     return (fast_path("data.images.pick", library_of(x)) or pick)(x, indices, rows, columns)
+
+
+def picked_standardized(
+    x: Array,
+    mean: Array,
+    std: Array,
+    dtype: str,
+    indices: Array | None = None,
+    rows: Chain = (),
+    columns: Chain = (),
+) -> Array:
+    """Return `picked` images, `standardized` by arrays of one shape that broadcasts to an image: in one pass."""
+    fast = fast_path("data.images.pick_standardized", library_of(x))
+    return (fast or pick_standardized)(x, mean, std, dtype, indices, rows, columns)
 
 
 def taken(x: Array, indices: Array) -> Array:
@@ -124,11 +116,25 @@ def taken(x: Array, indices: Array) -> Array:
     return namespace(x).take(x, indices, axis=0)
 
 
-def pick(x: Array, indices: Array | None = None, rows: Array | None = None, columns: Array | None = None) -> Array:
+def pick(x: Array, indices: Array | None = None, rows: Chain = (), columns: Chain = ()) -> Array:
     """The definition of `picked`."""
     x = x if indices is None else namespace(x).take(x, indices, axis=0)
-    x = x if rows is None else pick_rows(x, rows)
-    return x if columns is None else pick_columns(x, columns)
+    of_rows, of_columns = places_of(rows, x.shape[2]), places_of(columns, x.shape[3])
+    x = x if of_rows is None else pick_rows(x, of_rows)
+    return x if of_columns is None else pick_columns(x, of_columns)
+
+
+def pick_standardized(
+    x: Array,
+    mean: Array,
+    std: Array,
+    dtype: str,
+    indices: Array | None = None,
+    rows: Chain = (),
+    columns: Chain = (),
+) -> Array:
+    """The definition of `picked_standardized`."""
+    return standardized(picked(x, indices, rows, columns), mean, std, dtype)
 
 
 def pick_rows(x: Array, rows: Array) -> Array:

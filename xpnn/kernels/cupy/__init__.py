@@ -19,7 +19,6 @@ from xpnn.kernels.cupy import (
     rows,
     rules,
     special,
-    standardize,
 )
 
 __all__ = [
@@ -41,5 +40,4 @@ __all__ = [
     "rows",
     "rules",
     "special",
-    "standardize",
 ]

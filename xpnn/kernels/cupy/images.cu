@@ -1,22 +1,48 @@
-// Images of other pixels.
+// Images of other pixels, and raw images standardized on the way.
 
 #include "common.cuh"
 
-// out[n, c, i, j] = x[indices[n], c, rows[n, i], columns[n, j]]; where an array is null, its index stays what it is.
-// Numbers are bits here: T has their size. x may have any strides; out has no gaps, with the channels last in memory or
-// before the rows. blockIdx.x is n; the blocks along y and their threads share the image's pixels.
-template <typename T, bool channels_last>
-__global__ void pick(const void* x, void* out, const i64* indices, const i64* rows, const i64* columns, i64 channels,
-                     i64 height, i64 width, i64 of_image, i64 of_channel, i64 of_row, i64 of_column) {
+__device__ i64 reflected(i64 i, i64 size) {
+    const auto mirrored = [](i64 i) { return i < 0 ? -i : i; };
+    return size - 1 - mirrored(size - 1 - mirrored(i));
+}
+
+// out[n, c, i, j] = x[indices[n], c, rows[n, i], columns[n, j]], and, where it standardizes, of that (x - mean) / std
+// or x - mean. In place of rows there may be shifts, down, and in place of columns shifts, right, and coins: left and
+// right are exchanged where one is 1, before the shift or after it. An array that is null changes nothing.
+//
+// Else numbers are bits: From and To have their size. x may have any strides, mean and std of an image their own; out
+// has no gaps, with the channels last in memory or before the rows. blockIdx.x is n; the blocks along y and their
+// threads share the image's pixels.
+template <typename From, typename To, bool standardizes>
+__global__ void pick(const void* x, void* out, const i64* indices, const i64* rows, const i64* columns, const i64* down,
+                     const i64* right, const i64* coins, i64 exchanged_first, i64 channels_last, i64 channels,
+                     i64 height, i64 width, i64 of_image, i64 of_channel, i64 of_row, i64 of_column, const void* means,
+                     const void* stds, i64 of_mean_channel, i64 of_mean_row, i64 of_mean_column) {
     const i64 n = blockIdx.x;
-    const unsigned C = channels, H = height, W = width, size = C * H * W;  // an image has fewer than 2**31 pixels
-    const T* from = static_cast<const T*>(x) + (indices ? indices[n] : n) * of_image;
-    T* to = static_cast<T*>(out) + n * size;
-    for (unsigned place = blockIdx.y * blockDim.x + threadIdx.x; place < size; place += gridDim.y * blockDim.x) {
-        const unsigned pixel = channels_last ? place / C : place % (H * W);
-        const unsigned c = channels_last ? place % C : place / (H * W), i = pixel / W, j = pixel % W;
-        const i64 row = rows ? rows[n * H + i] : i, column = columns ? columns[n * W + j] : j;
-        to[place] = from[c * of_channel + row * of_row + column * of_column];
+    const unsigned C = channels, W = width, pixels = height * width;  // an image has fewer than 2**31 numbers
+    const From* from = static_cast<const From*>(x) + (indices ? indices[n] : n) * of_image;
+    To* to = static_cast<To*>(out) + n * C * pixels;
+    const bool exchanged = coins && coins[n];
+    for (unsigned pixel = blockIdx.y * blockDim.x + threadIdx.x; pixel < pixels; pixel += gridDim.y * blockDim.x) {
+        const unsigned i = pixel / W, j = pixel % W;
+        i64 row = rows ? rows[n * height + i] : i, column = columns ? columns[n * width + j] : j;
+        if (down) row = reflected(row + down[n], height);
+        // What was done last is undone first.
+        if (exchanged && !exchanged_first) column = width - 1 - column;
+        if (right) column = reflected(column + right[n], width);
+        if (exchanged && exchanged_first) column = width - 1 - column;
+        for (unsigned c = 0; c < C; ++c) {
+            const From number = from[c * of_channel + row * of_row + column * of_column];
+            To& place = to[channels_last ? pixel * C + c : c * pixels + pixel];
+            if constexpr (standardizes) {
+                const i64 at = c * of_mean_channel + i * of_mean_row + j * of_mean_column;
+                const Acc<To> y = Acc<To>(widen(number)) - static_cast<const Acc<To>*>(means)[at];
+                place = narrow<To>(stds ? y / static_cast<const Acc<To>*>(stds)[at] : y);
+            } else {
+                place = number;
+            }
+        }
     }
 }
 
@@ -26,31 +52,4 @@ __global__ void taken(const void* x, const i64* indices, i64 size, void* out) {
     const Bits* from = static_cast<const Bits*>(x) + indices[blockIdx.x] * size;
     Bits* to = static_cast<Bits*>(out) + blockIdx.x * size;
     for (i64 i = blockIdx.y * blockDim.x + threadIdx.x; i < size; i += gridDim.y * blockDim.x) to[i] = from[i];
-}
-
-// ---- where rows or columns come from: out (n, size)
-
-template <typename F>
-__device__ void each_place(i64 n, i64 size, i64* out, F from) {
-    const i64 step = (i64)gridDim.x * blockDim.x;
-    for (i64 at = blockIdx.x * (i64)blockDim.x + threadIdx.x; at < n * size; at += step)
-        out[at] = from(at / size, at % size);
-}
-
-// Shifted, and reflected at the edges.
-__global__ void shifted(i64 n, i64 size, const i64* shifts, i64* out) {
-    const auto mirror = [](i64 i) { return i < 0 ? -i : i; };
-    each_place(n, size, out, [=](i64 image, i64 i) {
-        return size - 1 - mirror(size - 1 - mirror(shifts[image] + i));
-    });
-}
-
-// Left and right exchanged where a coin is 1.
-__global__ void mirrored(i64 n, i64 size, const i64* coins, i64* out) {
-    each_place(n, size, out, [=](i64 image, i64 i) { return i + coins[image] * (size - 1 - 2 * i); });
-}
-
-// By `second` from what comes by `first` (n, of).
-__global__ void then(i64 n, i64 size, const i64* first, i64 of, const i64* second, i64* out) {
-    each_place(n, size, out, [=](i64 image, i64 i) { return first[image * of + second[image * size + i]]; });
 }

@@ -1,4 +1,4 @@
-"""Moving pixels on the device, in one launch, and saying where from, in another."""
+"""Moving pixels on the device, and standardizing them: a batch in one launch, wherever its images come from."""
 
 import math
 from typing import Any
@@ -6,40 +6,29 @@ from typing import Any
 import cupy
 
 from xpnn.kernels import kernel
-from xpnn.kernels.cupy import source
-from xpnn.kernels.cupy.source import FLAGS, THREADS, Source
+from xpnn.kernels.cupy.source import C_TYPES, THREADS, Source, of_each_type
+from xpnn.places import Chain, Mirrored, Shifted, places_of
 
 BITS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "u64"}  # by the size of a number
 PACKS = BITS | {16: "Pack<u64, 2>"}  # by the size of what a thread moves at once
-PIXELS = 4  # for a thread
 BLOCKS = 1024  # of an image, at most
+NONE = None, None  # in place of mean and std
 
 IMAGES = Source(
     "images.cu",
     [
-        *(f"pick<{bits}, {last}>" for bits in BITS.values() for last in FLAGS.values()),
+        *(f"pick<{bits}, {bits}, false>" for bits in BITS.values()),
+        *of_each_type("pick<unsigned char, T, true>", "pick<T, T, true>"),
         *(f"taken<{pack}>" for pack in PACKS.values()),
-        *("shifted", "mirrored", "then"),
     ],
 )
 
 
 @kernel("data.images.pick", "cupy")
-def pick(x: Any, indices: Any = None, rows: Any = None, columns: Any = None) -> Any:
+def pick(x: Any, indices: Any = None, rows: Chain = (), columns: Chain = ()) -> Any:
     """Keeps the order in memory: channels last or not."""
-    n = x.shape[0] if indices is None else indices.shape[0]
-    _, c, h, w = x.shape
-    h = h if rows is None else rows.shape[1]
-    w = w if columns is None else columns.shape[1]
-    last = c > 1 and x.strides[1] < x.strides[3]
-    out = cupy.empty((n, h, w, c), x.dtype).transpose(0, 3, 1, 2) if last else cupy.empty((n, c, h, w), x.dtype)
-    if out.size:
-        places = [None if index is None else cupy.ascontiguousarray(index) for index in (indices, rows, columns)]
-        strides = [stride // x.itemsize for stride in x.strides]
-        blocks = min(math.ceil(c * h * w / (PIXELS * THREADS)), BLOCKS)
-        name = f"pick<{BITS[x.itemsize]}, {FLAGS[last]}>"
-        IMAGES.launch(name, (n, blocks), (THREADS,), (x, out, *places, c, h, w, *strides))
-    return out
+    bits = BITS[x.itemsize]
+    return _picked(f"pick<{bits}, {bits}, false>", x, x.dtype, _is_last(x), NONE, indices, rows, columns)
 
 
 @kernel("data.images.taken", "cupy")
@@ -59,24 +48,77 @@ def taken(x: Any, indices: Any) -> Any:
     return out.transpose(0, 3, 1, 2) if last else out
 
 
-@kernel("data.images.shifted", "cupy")
-def shifted(shifts: Any, size: int) -> Any:
-    return _places("shifted", len(shifts), size, cupy.ascontiguousarray(shifts, dtype="int64"))
+@kernel("data.images.pick_standardized", "cupy")
+def pick_standardized(
+    x: Any, mean: Any, std: Any, dtype: str, indices: Any = None, rows: Chain = (), columns: Chain = ()
+) -> Any:
+    """Keeps the order in memory, too."""
+    return _standardized(x, mean, std, dtype, _is_last(x), indices, rows, columns)
 
 
-@kernel("data.images.mirrored", "cupy")
-def mirrored(coins: Any, size: int) -> Any:
-    return _places("mirrored", len(coins), size, cupy.ascontiguousarray(coins, dtype="int64"))
+@kernel("layers.standardize.standardized", "cupy")
+def standardized(x: Any, mean: Any, std: Any, dtype: str) -> Any:
+    """Images come out with their channels last in memory, as convolutions want them."""
+    if x.ndim == 4:
+        return _standardized(x, mean, std, dtype, last=True)
+    rows = cupy.ascontiguousarray(x).reshape(len(x), 1, 1, math.prod(x.shape[1:]))
+    mean, std = (None if y is None else y.reshape(1, 1, y.size) for y in (mean, std))
+    return _standardized(rows, mean, std, dtype, last=False).reshape(x.shape)
 
 
-@kernel("data.images.then", "cupy")
-def then(first: Any, second: Any) -> Any:
-    first, second = (cupy.ascontiguousarray(places, dtype="int64") for places in (first, second))
-    return _places("then", *second.shape, first, first.shape[1], second)
+def _standardized(x: Any, mean: Any, std: Any, dtype: str, last: bool, *origin: Any) -> Any:
+    """`std` has the shape of `mean`: for each number or channel of an image, or one for all."""
+    x = x if x.dtype == "uint8" else x.astype(dtype, copy=False)
+    of = cupy.dtype(dtype)
+    kept = "float64" if of.char == "d" else "float32"
+    from_, to = C_TYPES.get(x.dtype.char, "unsigned char"), C_TYPES[of.char]
+    mean, std = (None if y is None else cupy.ascontiguousarray(y, dtype=kept) for y in (mean, std))
+    return _picked(f"pick<{from_}, {to}, true>", x, of, last, (mean, std), *origin)
 
 
-def _places(name: str, n: int, size: int, *args: Any) -> Any:
-    out = cupy.empty((n, size), dtype="int64")
+def _is_last(x: Any) -> bool:
+    """Whether images have their channels last in memory."""
+    return x.shape[1] > 1 and x.strides[1] < x.strides[3]
+
+
+def _picked(
+    name: str,
+    x: Any,
+    dtype: Any,
+    last: bool,
+    statistics: tuple[Any, Any],
+    indices: Any = None,
+    rows: Chain = (),
+    columns: Chain = (),
+) -> Any:
+    (m, c, h, w), (mean, _) = x.shape, statistics
+    of_rows, (down,) = _origin(rows, h, Shifted)
+    of_columns, (right, coins) = _origin(columns, w, Shifted, Mirrored)
+    n = m if indices is None else len(indices)
+    h = h if of_rows is None else of_rows.shape[1]
+    w = w if of_columns is None else of_columns.shape[1]
+    out = cupy.empty((n, h, w, c) if last else (n, c, h, w), dtype)
     if out.size:
-        IMAGES.launch(name, (min(-(-out.size // THREADS), source.BLOCKS),), (THREADS,), (n, size, *args, out))
-    return out
+        arrays = indices, of_rows, of_columns, down, right, coins
+        origin = [None if y is None else cupy.ascontiguousarray(y, dtype="int64") for y in arrays]
+        exchanged_first = bool(columns) and type(columns[0]) is Mirrored
+        of_mean = (0, 0, 0) if mean is None else _strides(mean)
+        args = (x, out, *origin, int(exchanged_first), int(last), c, h, w, *_strides(x), *statistics, *of_mean)
+        IMAGES.launch(name, (n, min(math.ceil(h * w / THREADS), BLOCKS)), (THREADS,), args)
+    return out.transpose(0, 3, 1, 2) if last else out
+
+
+def _origin(chain: Chain, size: int, *kinds: type) -> tuple[Any, list[Any]]:
+    """Return an array of each kind that a chain has, where it has each once: a kernel then finds the places itself.
+
+    Else they stand in the first result.
+    """
+    known = {type(places): places[0] for places in chain if type(places) in kinds}
+    if len(known) == len(chain):
+        return None, [known.get(kind) for kind in kinds]
+    return places_of(chain, size), [None for _ in kinds]
+
+
+def _strides(x: Any) -> list[int]:
+    """In numbers; 0 where one serves all."""
+    return [0 if size == 1 else stride // x.itemsize for size, stride in zip(x.shape, x.strides, strict=True)]
