@@ -242,10 +242,11 @@ def batches(backend, indices):
 @pytest.mark.parametrize("layout", [np.asarray, channels_last])
 @pytest.mark.parametrize("flip", [RandomFlip(), AlternatingFlip()])
 @pytest.mark.parametrize("then", [[], [Normalize((125.3, 123.0, 113.9), 62)]])
+@pytest.mark.parametrize("crop", [RandomCrop(4), RandomCrop(4, "zero")])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_gather_crop_flip_and_normalize_are_one_launch(cupy, layout, flip, then, is_first):
+def test_gather_crop_flip_and_normalize_are_one_launch(cupy, layout, flip, then, crop, is_first):
     x = layout(np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8))
-    moves = [flip, RandomCrop(4)] if is_first else [RandomCrop(4), flip]
+    moves = [flip, crop] if is_first else [crop, flip]
     indices, augment, results = np.random.default_rng(1).permutation(20)[:7], Compose(moves + then), []
     data = cupy.asarray(x)
     for batch in batches(backends.get("cupy"), indices):

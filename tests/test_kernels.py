@@ -170,6 +170,10 @@ def picks():
         yield x, indices[::2], (Shifted(shifts[0, ::2]),), (Shifted(shifts[1, ::2]), Mirrored(coins[::2]))
         yield x[:4, :, ::2, ::-1], None, (), (flipped,)
         yield x[:4], None, (down, Shifted(shifts[1])), (right, flipped, right)
+        into_zeros = [Shifted(shift, "zero") for shift in shifts]
+        yield x, indices, (into_zeros[0],), (flipped, into_zeros[1])
+        yield x[:4], None, (down,), (into_zeros[1], flipped)
+        yield x, indices, (*into_zeros, rows), (into_zeros[1], right, flipped, columns)
         yield x, indices, (flipped, rows), (columns, Mirrored(coins))
         yield x[:, :, :1, :1], np.zeros(3, "int64"), (Shifted(np.zeros(3, "int64")),), (Mirrored(np.ones(3, "int64")),)
 

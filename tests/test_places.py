@@ -19,6 +19,18 @@ def test_shifted_rows_come_from_further_on(kind):
     assert kind.to_numpy(where).tolist() == [[0, 1, 2, 3], [2, 3, 2, 1], [1, 0, 1, 2]]
 
 
+def test_beyond_the_edges_there_may_be_a_row_of_zeros(kind):
+    where = kind.check(places_of((Shifted(kind(np.array([0, 2, -5])), "zero"),), 4), "int64")
+    assert kind.to_numpy(where).tolist() == [[0, 1, 2, 3], [2, 3, 4, 4], [4, 4, 4, 4]]
+
+
+def test_zeros_stay_zeros_when_they_are_moved_again(kind):
+    chain = Shifted(kind(np.array([1])), "zero"), Mirrored(kind(np.array([1]))), Shifted(kind(np.array([1])))
+    assert kind.to_numpy(places_of(chain, 4)).tolist() == [[3, 2, 1, 2]]
+    chain = Shifted(kind(np.array([1])), "zero"), kind(np.array([[3, 0, 1]])), Shifted(kind(np.array([-1])), "zero")
+    assert kind.to_numpy(places_of(chain, 4)).tolist() == [[4, 4, 1]]
+
+
 def test_mirrored_columns_come_from_the_other_end_where_a_coin_is_1(kind):
     where = kind.check(places_of((Mirrored(kind(np.array([0, 1]))),), 4), "int64")
     assert kind.to_numpy(where).tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]

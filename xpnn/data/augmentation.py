@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from xpnn import backend as backends
 from xpnn.backend import Array, dtype_name, is_floating, is_integer, namespace
-from xpnn.data.images import PADDINGS, check_images, check_padding, pad, picked, picked_standardized
+from xpnn.data.images import PADDINGS, check_images, check_padding, picked, picked_standardized
 from xpnn.errors import SettingError
 from xpnn.places import Chain, Mirrored, Places, Shifted
 from xpnn.random import FLIPS, Generator
@@ -172,27 +172,13 @@ class RandomCrop(Transform):
         if self.mode not in PADDINGS:
             raise SettingError(f"RandomCrop: expected mode to be one of {', '.join(PADDINGS)}; received {self.mode!r}")
 
-    def __call__(self, x: Array, batch: Batch) -> Array:
-        if self.mode == "reflect":
-            return super().__call__(x, batch)
-        shifts = self._shifts(x, batch) + self.padding
-        xp, (_, _, height, width) = namespace(x), x.shape
-        rows, columns = (xp.arange(size, dtype=xp.int64, device=x.device) for size in (height, width))
-        rows, columns = shifts[0, ...][:, None] + rows, shifts[1, ...][:, None] + columns
-        return picked(pad(x, self.padding, "zero"), None, (rows,), (columns,))
-
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth | None:
-        if self.mode == "zero":
-            return None
-        shifts = self._shifts(x, batch, n)
-        return Shifted(shifts[0, ...]), Shifted(shifts[1, ...])
-
-    def _shifts(self, x: Array, batch: Batch, n: int | None = None) -> Array:
-        """Those of rows and of columns (2, N)."""
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth:
         check_images("RandomCrop", x)
         m, _, height, width = x.shape
         check_padding("RandomCrop", self.mode, self.padding, height, width)
-        return batch.rng.integers(-self.padding, self.padding + 1, (2, m if n is None else n), backends.of(x))
+        shape = 2, m if n is None else n
+        shifts = batch.rng.integers(-self.padding, self.padding + 1, shape, backends.of(x))
+        return Shifted(shifts[0, ...], self.mode), Shifted(shifts[1, ...], self.mode)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from xpnn.backend import Array, describe, dtype_name, is_array, is_real, library_of, namespace
 from xpnn.kernels import fast_path
 from xpnn.layers.standardize import standardized
-from xpnn.places import Chain, places_of, reflect
+from xpnn.places import Chain, have_zeros, places_of, reflect
 
 PADDINGS = ("reflect", "zero")
 
@@ -120,8 +120,18 @@ def pick(x: Array, indices: Array | None = None, rows: Chain = (), columns: Chai
     """The definition of `picked`."""
     x = x if indices is None else namespace(x).take(x, indices, axis=0)
     of_rows, of_columns = places_of(rows, x.shape[2]), places_of(columns, x.shape[3])
-    x = x if of_rows is None else pick_rows(x, of_rows)
-    return x if of_columns is None else pick_columns(x, of_columns)
+    if of_rows is not None:
+        x = pick_rows(_with_zeros(x, 2) if have_zeros(rows) else x, of_rows)
+    if of_columns is not None:
+        x = pick_columns(_with_zeros(x, 3) if have_zeros(columns) else x, of_columns)
+    return x
+
+
+def _with_zeros(x: Array, axis: int) -> Array:
+    """Images with one more row, or column."""
+    xp = namespace(x)
+    shape = *x.shape[:axis], 1, *x.shape[axis + 1 :]
+    return xp.concat((x, xp.zeros(shape, dtype=x.dtype, device=x.device)), axis=axis)
 
 
 def pick_standardized(

@@ -91,29 +91,29 @@ def _picked(
     rows: Chain = (),
     columns: Chain = (),
 ) -> Any:
-    (m, c, h, w), (mean, _) = x.shape, statistics
-    of_rows, (down,) = _origin(rows, h, Shifted)
-    of_columns, (right, coins) = _origin(columns, w, Shifted, Mirrored)
+    (m, c, *size), (mean, _) = x.shape, statistics
+    of_rows, (down,) = _origin(rows, size[0], Shifted)
+    of_columns, (right, mirrored) = _origin(columns, size[1], Shifted, Mirrored)
     n = m if indices is None else len(indices)
-    h = h if of_rows is None else of_rows.shape[1]
-    w = w if of_columns is None else of_columns.shape[1]
+    h, w = (old if new is None else new.shape[1] for old, new in zip(size, (of_rows, of_columns), strict=True))
     out = cupy.empty((n, h, w, c) if last else (n, c, h, w), dtype)
     if out.size:
-        arrays = indices, of_rows, of_columns, down, right, coins
+        arrays = indices, of_rows, of_columns, *(None if each is None else each[0] for each in (down, right, mirrored))
         origin = [None if y is None else cupy.ascontiguousarray(y, dtype="int64") for y in arrays]
-        exchanged_first = bool(columns) and type(columns[0]) is Mirrored
+        reflect = [int(each is not None and each.edges == "reflect") for each in (down, right)]
+        orders = int(bool(columns) and columns[0] is mirrored), int(last)
         of_mean = (0, 0, 0) if mean is None else _strides(mean)
-        args = (x, out, *origin, int(exchanged_first), int(last), c, h, w, *_strides(x), *statistics, *of_mean)
+        args = (x, out, *origin, *reflect, *orders, c, h, w, *size, *_strides(x), *statistics, *of_mean)
         IMAGES.launch(name, (n, min(math.ceil(h * w / THREADS), BLOCKS)), (THREADS,), args)
     return out.transpose(0, 3, 1, 2) if last else out
 
 
 def _origin(chain: Chain, size: int, *kinds: type) -> tuple[Any, list[Any]]:
-    """Return an array of each kind that a chain has, where it has each once: a kernel then finds the places itself.
+    """Return that of each kind, or None, in a chain that has each once: a kernel then finds the places itself.
 
     Else they stand in the first result.
     """
-    known = {type(places): places[0] for places in chain if type(places) in kinds}
+    known = {type(places): places for places in chain if type(places) in kinds}
     if len(known) == len(chain):
         return None, [known.get(kind) for kind in kinds]
     return places_of(chain, size), [None for _ in kinds]
