@@ -186,6 +186,27 @@ def test_half_types_lose_no_more_than_their_roundings(cupy, convolution, monkeyp
         np.testing.assert_allclose(received.get().astype("float32"), expected, rtol=1.01 * rounding, atol=atol)
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3, 5, 3, 3), (2, 600, 3, 2)])
+def test_filters_of_half_types_are_laid_out_and_their_gradients_laid_back_by_a_launch_each(
+    cupy, convolution, half, shape
+):
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    half, w = np.dtype(half), normals(*shape)
+    for kept, dtype in ((half, half), (np.dtype("float32"), half), (half, np.dtype("float32"))):
+        stand_in.launches.clear()
+        stand_in.computed.clear()
+        filters = ours("layers.convolution.arranged")(cupy.array(w.astype(kept)), dtype)
+        assert filters.transpose(0, 2, 3, 1).flags.c_contiguous
+        np.testing.assert_array_equal(filters.get(), w.astype(kept).astype(dtype))
+        grads = cupy.empty(shape, dtype=kept)
+        convolution._arrange(filters, grads, to_last=False)
+        np.testing.assert_array_equal(grads.get(), w.astype(kept).astype(dtype).astype(kept))
+        assert [name.partition("<")[0] for name in launched()] == ["arrange", "arrange"]
+        assert stand_in.computed == []
+
+
 def test_what_is_in_use_is_told(cupy, convolution, monkeypatch):
     products = importlib.import_module("xpnn.kernels.cupy.products")
     assert products.describe() == "cupy.matmul, exact float32; faster by cuBLASLt: pip install nvmath-python"

@@ -453,7 +453,14 @@ CALLS = {
         for out in ((), (np.ones(x.shape[1], x.dtype),))
     ],
     "layers.convolution.arranged": [
-        (w, dtype) for _, w, *_ in [*EACH_CONVOLUTION[:6], *EACH_CONVOLUTION[-6:]] for dtype in map(np.dtype, DTYPES)
+        *((w, w.dtype) for _, w, *_ in EACH_CONVOLUTION),
+        *(
+            (layout(normals(*shape, dtype=kept)), np.dtype(dtype))
+            for kept in DTYPES
+            for dtype in DTYPES
+            for layout in (np.asarray, channels_last)
+            for shape in ((3, 600, 3, 3), (2, 5, 70, 70), (4, 7, 1, 1), (2, 0, 3, 3))
+        ),
     ],
     "layers.convolution.correlate": CORRELATIONS,
     "layers.convolution.correlate_activated": [

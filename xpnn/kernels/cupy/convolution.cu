@@ -1,4 +1,5 @@
-// Windows of images written out as the rows of a matrix, and the gradients of such rows gathered for every pixel.
+// Windows of images written out as the rows of a matrix, and the gradients of such rows gathered for every pixel;
+// filters in another order.
 
 #include "common.cuh"
 
@@ -53,6 +54,33 @@ __global__ void col2im(const T* columns, T* dx, i64 pixels, i64 c, i64 height, i
                 }
             }
             write<K>(dx + (pixel * gridDim.y + blockIdx.y) * c + k, sum);
+        }
+    }
+}
+
+constexpr int TILE = 4096;  // numbers of a filter that a block keeps, at most
+
+// Filters (F, C, taps) from or to (F, taps, C). blockIdx.x is the filter and blockIdx.y some of its channels: a block
+// reads them in the order of one and writes them in that of the other, neighbors by neighbors.
+template <typename From, typename To, bool to_last>
+__global__ void arrange(const From* from, To* to, i64 channels, i64 taps, i64 channels_of_block) {
+    __shared__ Acc<From> tile[TILE];  // (C, taps)
+    const i64 filter = blockIdx.x * channels * taps, first = blockIdx.y * channels_of_block;
+    const unsigned count = min(channels_of_block, channels - first), K = taps, size = count * K;
+    const auto place = [=](unsigned c, unsigned k) { return filter + k * channels + first + c; };
+    for (unsigned i = threadIdx.x; i < size; i += blockDim.x) {
+        if (to_last) {
+            tile[i] = widen(from[filter + first * K + i]);
+        } else {
+            tile[i % count * K + i / count] = widen(from[place(i % count, i / count)]);
+        }
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < size; i += blockDim.x) {
+        if (to_last) {
+            to[place(i % count, i / count)] = narrow<To>(tile[i % count * K + i / count]);
+        } else {
+            to[filter + first * K + i] = narrow<To>(tile[i]);
         }
     }
 }

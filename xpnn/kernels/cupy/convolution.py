@@ -17,18 +17,41 @@ from xpnn.kernels.cupy.products import multiply
 from xpnn.windows import Pair, Window
 
 COLUMNS = 256 * 2**20  # bytes
+TILE = 4096  # numbers, as in convolution.cu
 ONE_PIXEL = Window((1, 1))
 
 CONVOLUTION = source.Source(
     "convolution.cu",
-    source.of_each_type(*(f"{name}<T, {packed}>" for name in ("im2col", "col2im") for packed in source.FLAGS.values())),
+    source.of_each_type(
+        *(f"{name}<T, {packed}>" for name in ("im2col", "col2im") for packed in source.FLAGS.values()),
+        *(f"arrange<{of}, {last}>" for of in ("T, T", "T, Acc", "Acc, T") for last in source.FLAGS.values()),
+    ),
 )
 
 
 @kernel("layers.convolution.arranged", "cupy")
 def arranged(w: Any, dtype: Any) -> Any:
     """With the channels last: a copy, but for filters of one pixel or one channel, which lie so already."""
-    return cupy.ascontiguousarray(w.transpose(0, 2, 3, 1), dtype=dtype).transpose(0, 3, 1, 2)
+    last = w.transpose(0, 2, 3, 1)
+    if last.flags.c_contiguous and last.dtype == dtype:
+        return w
+    out = cupy.empty(last.shape, dtype=dtype)
+    _arrange(w, out.transpose(0, 3, 1, 2), to_last=True)
+    return out.transpose(0, 3, 1, 2)
+
+
+def _arrange(filters: Any, out: Any, to_last: bool) -> None:
+    """Copy filters (F, C, KH, KW), whose channels are last in memory in one of the two arrays and not in the other."""
+    (f, c, *window), (last, first) = filters.shape, (out, filters) if to_last else (filters, out)
+    taps = math.prod(window)
+    fits = first.flags.c_contiguous and last.transpose(0, 2, 3, 1).flags.c_contiguous
+    name = f"arrange<{source.C_TYPES[filters.dtype.char]}, {source.C_TYPES[out.dtype.char]}, {source.FLAGS[to_last]}>"
+    if not fits or taps > TILE or name not in CONVOLUTION.kernels or not out.size:
+        out[...] = filters
+        return
+    blocks = math.ceil(c / (TILE // taps))
+    channels = math.ceil(c / blocks)
+    CONVOLUTION.launch(name, (f, blocks), (source.THREADS,), (filters, out, c, taps, channels))
 
 
 @kernel("layers.convolution.correlate", "cupy")
@@ -96,7 +119,7 @@ def correlate_filter_grad(dout: Any, x: Any, window: Window, groups: int, out: A
     if out is None:
         return dw.astype(x.dtype, copy=False)
     if dw.data.ptr != out.data.ptr:
-        out[...] = dw
+        _arrange(dw, out, to_last=False)
     return out
 
 
