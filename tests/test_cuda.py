@@ -97,6 +97,7 @@ def test_every_kernel_gives_the_results_of_its_definition():
 @pytest.mark.usefixtures("cupy")
 def test_every_kernel_gives_them_in_small_grids(source, monkeypatch):
     monkeypatch.setattr(source, "BLOCKS", 2)
+    monkeypatch.setattr(importlib.import_module("xpnn.kernels.cupy.images"), "BLOCKS", 1)
     compare_all()
 
 

@@ -251,15 +251,31 @@ def test_gather_crop_flip_and_normalize_are_one_launch(cupy, layout, flip, then,
     data = cupy.asarray(x)
     for batch in batches(backends.get("cupy"), indices):
         launched()
+        stand_in.computed.clear()
         out = augment(data, batch, batch.indices)
-        random = {"integers"}  # and what it draws
-        assert [name for name in launched() if name not in random] == [
+        assert [name for name in launched() if name != "integers"] == [
             "pick<unsigned char, float, true>" if then else "pick<unsigned char, unsigned char, false>"
         ]
+        assert max((x.size for x in stand_in.computed), default=0) <= len(indices)  # the coins of alternating flips
         assert out.strides == tuple(out.itemsize * stride for stride in x.strides)
         results.append(out.get())
     for out, batch in zip(results, batches(backends.get("numpy"), indices), strict=True):
         np.testing.assert_array_equal(out, augment(x, batch, batch.indices))
+
+
+@pytest.mark.parametrize("into", ["float32", "float16"])
+@pytest.mark.parametrize("stored", ["int16", "int32", "bool"])
+def test_of_other_integers_no_more_than_the_batch_is_cast(cupy, stored, into):
+    x = np.random.default_rng(0).integers(-20_000, 20_000, (20, 3, 8, 7)).astype(stored)
+    augment, results = Compose([RandomCrop(2), Normalize((100, 110, 120), 60)]), []
+    for backend in (backends.get("numpy"), backends.get("cupy")):
+        (batch, *_) = batches(backend, np.arange(7) * 2)
+        batch.dtype = into
+        data = backend.asarray(x)
+        stand_in.computed.clear()
+        results.append(backend.to_numpy(augment(data, batch, batch.indices)))
+    assert max(x.size for x in stand_in.computed) <= x[:7].size
+    np.testing.assert_array_equal(*results)
 
 
 @pytest.mark.parametrize("type_", ["float32", "float16", "bfloat16", "float64"])

@@ -227,7 +227,10 @@ CALLS = {
         ((), ()),
         ((normals(3, 4), normals(5), normals(0)), (normals(3, 4, seed=1), normals(5, seed=1), normals(0))),
         ((normals(70_001), normals(7, dtype="float64")), (normals(70_001, seed=1), normals(7))),
-        ((normals(4, 6)[:, ::2], normals(3, dtype="float16")), (normals(4, 3, seed=1), normals(3, dtype="float16"))),
+        (
+            (normals(4, 6)[:, ::2], normals(3, dtype="float16"), normals(2, 3)),
+            (normals(4, 3, seed=1), normals(3, dtype="float16", seed=1), normals(3, seed=1)),
+        ),
         (tuple(np.zeros(n % 7, "int64") for n in range(161)), tuple(np.arange(n % 7) for n in range(161))),
     ],
     "recording.obstacle": [],  # the answer is a device's own

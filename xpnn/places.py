@@ -6,7 +6,11 @@ from xpnn.backend import Array, namespace
 
 
 class Shifted(NamedTuple):
-    """From so many further on, int64 (N,): reflected at the edges, or else ``"zero"``, beyond them there are zeros."""
+    """From so many further on, int64 (N,).
+
+    Either reflected at the edges, where they are fewer than there are rows, or columns; or, ``"zero"``, there are zeros
+    beyond the edges.
+    """
 
     by: Array
     edges: str = "reflect"
@@ -30,7 +34,7 @@ def reflect(indices: Array, size: int) -> Array:
 
 def have_zeros(chain: Chain) -> bool:
     """Whether some of the moved rows, or columns, may be of zeros."""
-    return any(isinstance(places, Shifted) and places.edges == "zero" for places in chain)
+    return any(isinstance(places, Shifted) and places.edges != "reflect" for places in chain)
 
 
 def places_of(chain: Chain, size: int) -> Array | None:
@@ -43,9 +47,9 @@ def places_of(chain: Chain, size: int) -> Array | None:
     for places in chain:
         match places:
             case Shifted(by, edges):
-                new = _shifted(by[:, None] + _all(size, by), size, edges)
+                new = _shifted(by[:, None] + _range(size, by), size, edges)
             case Mirrored(coins):
-                new = _all(size, coins) + coins[:, None] * (size - 1 - 2 * _all(size, coins))
+                new = _range(size, coins) + coins[:, None] * (size - 1 - 2 * _range(size, coins))
             case _:
                 new = places
         where = new if where is None else _then(where, new, of_zeros)
@@ -68,5 +72,5 @@ def _then(where: Array, new: Array, of_zeros: int | None) -> Array:
     return xp.take_along_axis(where, new, axis=1)
 
 
-def _all(size: int, like: Array) -> Array:
+def _range(size: int, like: Array) -> Array:
     return namespace(like).arange(size, dtype=like.dtype, device=like.device)[None, :]

@@ -253,6 +253,16 @@ def test_a_composition_is_one_after_the_other(kind):
     assert together.rng.state == apart.rng.state
 
 
+def test_a_subclass_of_normalize_says_itself_what_it_does(kind):
+    class Halved(Normalize):
+        def evaluate(self, x, dtype="float32"):
+            return super().evaluate(x, dtype) / 2
+
+    data, batch = kind(np.tile(images(), (2, 1, 1, 1))), batch_of(kind)
+    received = Compose([Halved(1, 2)])(data, batch, kind(np.arange(N)))
+    kind.assert_close(received, (images() - 1.0) / 4)
+
+
 CHAINS = [
     [RandomCrop(2), AlternatingFlip()],
     [RandomFlip(), RandomCrop(1), RandomFlip(), RandomCrop(2)],

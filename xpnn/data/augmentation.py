@@ -27,7 +27,7 @@ from xpnn.errors import SettingError
 from xpnn.places import Chain, Mirrored, Places, Shifted
 from xpnn.random import FLIPS, Generator
 
-OfBoth = tuple[Places | None, Places | None]  # rows and columns
+RowsAndColumns = tuple[Places | None, Places | None]
 
 _channels: dict[tuple[Any, ...], Array] = {}  # what `_per_channel` has made
 
@@ -84,9 +84,9 @@ class Transform:
         places = self.places(x, batch)
         if places is None:
             raise NotImplementedError
-        return picked(x, None, *(_then((), each) for each in places))
+        return picked(x, None, *map(_chain, places))
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth | None:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> RowsAndColumns | None:
         """Return where the pixels of a batch come from, for a transform that only moves them.
 
         A `Compose` asks for it: then several of them, and the gathering of the batch, are one pass over the images.
@@ -121,7 +121,7 @@ class Normalize(Transform):
     ----------
     mean, std : float or sequence of float
         One for all channels or one for each, in the units of the images: 0 to 255 for bytes. Images of integers
-        become floats of the batch's dtype.
+        become floats of the batch's dtype. That of half types is computed in single precision.
     """
 
     mean: float | tuple[float, ...]
@@ -172,7 +172,7 @@ class RandomCrop(Transform):
         if self.mode not in PADDINGS:
             raise SettingError(f"RandomCrop: expected mode to be one of {', '.join(PADDINGS)}; received {self.mode!r}")
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> RowsAndColumns:
         check_images("RandomCrop", x)
         m, _, height, width = x.shape
         check_padding("RandomCrop", self.mode, self.padding, height, width)
@@ -185,7 +185,7 @@ class RandomCrop(Transform):
 class RandomFlip(Transform):
     """Exchange left and right in every second image, at random."""
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> RowsAndColumns:
         check_images("RandomFlip", x)
         return None, Mirrored(batch.rng.integers(0, 2, x.shape[0] if n is None else n, backends.of(x)))
 
@@ -202,7 +202,7 @@ class AlternatingFlip(Transform):
 
     _drawn: dict[tuple[Any, ...], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def places(self, x: Array, batch: Batch, n: int | None = None) -> OfBoth:
+    def places(self, x: Array, batch: Batch, n: int | None = None) -> RowsAndColumns:
         xp = check_images("AlternatingFlip", x)
         if batch.num_examples < 1:
             raise SettingError("AlternatingFlip: expected a batch that knows the size of its data set; received 0")
@@ -357,7 +357,7 @@ class Compose(Transform):
         for transform in self.transforms:
             places = _places(transform, x, batch, n)
             if places is not None:
-                rows, columns = _then(rows, places[0]), _then(columns, places[1])
+                rows, columns = rows + _chain(places[0]), columns + _chain(places[1])
                 continue
             if type(transform) is Normalize:
                 x = transform.of_picked(x, batch.dtype, indices, rows, columns)
@@ -395,7 +395,7 @@ def beta(alpha: float, rng: Generator) -> float:
     return 0.5 + 0.5 * math.copysign(math.sqrt(part / (q + part)), cos)
 
 
-def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, n: int | None) -> OfBoth | None:
+def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, n: int | None) -> RowsAndColumns | None:
     """What `places` says, where it may be asked in place of a call: not where a subclass has a call of its own."""
     if not isinstance(transform, Transform):
         return None
@@ -403,9 +403,8 @@ def _places(transform: Callable[[Array, Batch], Array], x: Array, batch: Batch, 
     return transform.places(x, batch, n) if "places" in vars(newest) else None
 
 
-def _then(chain: Chain, places: Places | None) -> Chain:
-    """Where rows, or columns, come from that are then moved once more."""
-    return chain if places is None else (*chain, places)
+def _chain(places: Places | None) -> Chain:
+    return () if places is None else (places,)
 
 
 def _blend(x: Array, others: Array, weight: float) -> Array:

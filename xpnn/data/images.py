@@ -106,7 +106,7 @@ def picked_standardized(
     rows: Chain = (),
     columns: Chain = (),
 ) -> Array:
-    """Return `picked` images, `standardized` by arrays of one shape that broadcasts to an image: in one pass."""
+    """Return `picked` images, `standardized` by arrays of one shape, (1, 1, 1) or (C, 1, 1): in one pass."""
     fast = fast_path("data.images.pick_standardized", library_of(x))
     return (fast or pick_standardized)(x, mean, std, dtype, indices, rows, columns)
 

@@ -114,9 +114,10 @@ def overwrite(targets: tuple[Any, ...], sources: tuple[Any, ...]) -> tuple[Any, 
     """Whole words between arrays of one dtype and without gaps; others are copied one by one."""
     copies = []
     for target, new in zip(targets, sources, strict=True):
-        plain = target.flags.c_contiguous and new.flags.c_contiguous and target.dtype == new.dtype
+        alike = target.shape == new.shape and target.dtype == new.dtype
+        dense = target.flags.c_contiguous and new.flags.c_contiguous
         addresses = target.data.ptr, new.data.ptr
-        if plain and math.gcd(*addresses, target.nbytes) % WORD == 0:
+        if alike and dense and math.gcd(*addresses, target.nbytes) % WORD == 0:
             copies.append((*addresses, target.nbytes // WORD))
         else:
             target[...] = new

@@ -12,13 +12,13 @@ from xpnn.places import Chain, Mirrored, Shifted, places_of
 BITS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "u64"}  # by the size of a number
 PACKS = BITS | {16: "Pack<u64, 2>"}  # by the size of what a thread moves at once
 BLOCKS = 1024  # of an image, at most
-NONE = None, None  # in place of mean and std
+FEW = 4  # channels that a thread takes with a pixel, at most
 
 IMAGES = Source(
     "images.cu",
     [
         *(f"pick<{bits}, {bits}, false>" for bits in BITS.values()),
-        *of_each_type("pick<unsigned char, T, true>", "pick<T, T, true>"),
+        *of_each_type("pick<unsigned char, T, true>", "pick<T, T, true>", "pick<Acc, T, true>"),
         *(f"taken<{pack}>" for pack in PACKS.values()),
     ],
 )
@@ -28,7 +28,7 @@ IMAGES = Source(
 def pick(x: Any, indices: Any = None, rows: Chain = (), columns: Chain = ()) -> Any:
     """Keeps the order in memory: channels last or not."""
     bits = BITS[x.itemsize]
-    return _picked(f"pick<{bits}, {bits}, false>", x, x.dtype, _is_last(x), NONE, indices, rows, columns)
+    return _picked(f"pick<{bits}, {bits}, false>", x, x.dtype, _is_last(x), (None, None), indices, rows, columns)
 
 
 @kernel("data.images.taken", "cupy")
@@ -66,14 +66,25 @@ def standardized(x: Any, mean: Any, std: Any, dtype: str) -> Any:
     return _standardized(rows, mean, std, dtype, last=False).reshape(x.shape)
 
 
-def _standardized(x: Any, mean: Any, std: Any, dtype: str, last: bool, *origin: Any) -> Any:
+def _standardized(
+    x: Any,
+    mean: Any,
+    std: Any,
+    dtype: str,
+    last: bool,
+    indices: Any = None,
+    rows: Chain = (),
+    columns: Chain = (),
+) -> Any:
     """`std` has the shape of `mean`: for each number or channel of an image, or one for all."""
-    x = x if x.dtype == "uint8" else x.astype(dtype, copy=False)
     of = cupy.dtype(dtype)
-    kept = "float64" if of.char == "d" else "float32"
-    from_, to = C_TYPES.get(x.dtype.char, "unsigned char"), C_TYPES[of.char]
+    kept = cupy.dtype("float64" if of.char == "d" else "float32")
+    if x.dtype not in ("uint8", of):  # of other integers no more than those of the batch are cast
+        x = pick(x, indices, rows, columns).astype(kept)
+        indices, rows, columns = None, (), ()
     mean, std = (None if y is None else cupy.ascontiguousarray(y, dtype=kept) for y in (mean, std))
-    return _picked(f"pick<{from_}, {to}, true>", x, of, last, (mean, std), *origin)
+    name = f"pick<{C_TYPES.get(x.dtype.char, 'unsigned char')}, {C_TYPES[of.char]}, true>"
+    return _picked(name, x, of, last, (mean, std), indices, rows, columns)
 
 
 def _is_last(x: Any) -> bool:
@@ -103,15 +114,18 @@ def _picked(
         reflect = [int(each is not None and each.edges == "reflect") for each in (down, right)]
         orders = int(bool(columns) and columns[0] is mirrored), int(last)
         of_mean = (0, 0, 0) if mean is None else _strides(mean)
-        args = (x, out, *origin, *reflect, *orders, c, h, w, *size, *_strides(x), *statistics, *of_mean)
-        IMAGES.launch(name, (n, min(math.ceil(h * w / THREADS), BLOCKS)), (THREADS,), args)
+        of_thread = c if c <= FEW else 1
+        sizes = (of_thread, c, h, w, *size)
+        args = (x, out, *origin, *reflect, *orders, *sizes, *_strides(x), *statistics, *of_mean)
+        blocks = math.ceil(h * w * c / of_thread / THREADS)
+        IMAGES.launch(name, (n, min(blocks, BLOCKS)), (THREADS,), args)
     return out.transpose(0, 3, 1, 2) if last else out
 
 
 def _origin(chain: Chain, size: int, *kinds: type) -> tuple[Any, list[Any]]:
-    """Return that of each kind, or None, in a chain that has each once: a kernel then finds the places itself.
+    """Return None and, of a chain that has each kind at most once, those; a kernel then finds the places itself.
 
-    Else they stand in the first result.
+    Of other chains the places, and None for each kind.
     """
     known = {type(places): places for places in chain if type(places) in kinds}
     if len(known) == len(chain):
