@@ -49,7 +49,7 @@ def cupy():
 
 @pytest.fixture(params=["forwards", "backwards"])
 def order(request, monkeypatch):
-    """In which order blocks and threads run. A missing barrier shows in one of the two."""
+    """In which order blocks and threads run: nothing depends on it."""
     monkeypatch.setattr(stand_in, "backwards", request.param == "backwards")
 
 
@@ -252,14 +252,91 @@ def test_threads_wait_at_a_barrier(cupy):
     np.testing.assert_array_equal(out.get(), x.get()[::-1])
 
 
-def test_a_forgotten_barrier_shows_in_one_of_the_orders(cupy, monkeypatch):
-    x, right = cupy.asarray(normals(64)), []
-    for backwards in (False, True):
-        monkeypatch.setattr(stand_in, "backwards", backwards)
-        out = cupy.empty(64, "float32")
-        run(cupy, REVERSE.replace("__syncthreads();", ""), x, out, shared_mem=256)
-        right.append(np.array_equal(out.get(), x.get()[::-1]))
-    assert not all(right)
+ORDERED = {
+    "by a barrier": "int y = x[i ^ 32]; __syncthreads(); x[i] = y;",
+    "in a warp": "int y = x[i ^ 1]; __syncwarp(); x[i] = y;",
+    "each its own": "x[i] = x[i] + 1; x[i] += 1;",
+    "all read": "if (x[0] + x[i] < 0) x[1] = 1;",
+    "all write the same": "if (i % 2) x[0] = 5;",
+    "atomics": "atomicAdd(x, i); atomicMax(x, i);",
+    "shared": "shared[i] = i; __syncthreads(); x[i] = shared[i ^ 32]; __syncthreads(); shared[0] = 1;",
+}
+MISTAKES = {
+    "outside of all arrays": {
+        "a read, though unused": "if (x[i + 1] > 99) x[i] = 0;",
+        "a write": "x[i + 1] = 0;",
+        "a wide read": "if (reinterpret_cast<int4*>(x + 4 * i)->x > 99) x[i] = 0;",
+        "none": "x[i] = none[i];",
+        "before the start": "if (x[i - 1] > 99) x[i] = 0;",
+    },
+    "no multiple of 16": {"a wide read": "x[i] = reinterpret_cast<const int4*>(x + 1)->y;"},
+    "no multiple of 4": {"a read": "x[i] = *reinterpret_cast<int*>(reinterpret_cast<char*>(x) + 2);"},
+    "an index that its array has not": {"of shared memory": "shared[i + 1] = 1;"},
+    "shared memory that nobody has written": {
+        "by one": "if (i != 5) shared[i] = 0; __syncthreads(); if (shared[i] > 99) x[i] = 0;",
+    },
+    "nothing orders them": {
+        "one's read and another's write": "int y = x[i ^ 1]; x[i] = y;",
+        "an unused read": "x[i] = 0; if (x[i ^ 1] > 99) x[i] = 1;",
+        "different values": "x[0] = i;",
+        "another warp": "int y = x[i ^ 32]; __syncwarp(); x[i] = y;",
+        "a shuffle": "int y = x[i ^ 1]; __shfl_sync(0xffffffff, i, 0); x[i] = y;",
+        "an atomic and a read": "atomicAdd(x, 1); if (x[0] > 99) x[i] = 0;",
+        "shared": "shared[i] = x[i]; __syncthreads(); x[i] = shared[i ^ 1]; shared[i] = 0;",
+    },
+}
+
+
+OF_BLOCKS = "if (blockIdx.x) x[i] = 1; else if (x[63 - i] > 99) x[0] = 2;"
+SHARED_OF_ANOTHER = "if (blockIdx.x) shared[i] = 0; else if (shared[i] > 99) x[0] = 2;"
+
+ACCESSES = [code for codes in (ORDERED, *MISTAKES.values()) for code in codes.values()] + [OF_BLOCKS, SHARED_OF_ANOTHER]
+
+
+def run_access(cupy, code, grid=1):
+    """Run the code, with all others compiled at once, for 64 threads i with x and `shared` of 64 numbers."""
+    source = "struct alignas(16) int4 { int x, y, z, w; };\n"
+    for number, each in enumerate(ACCESSES):
+        source += f"""__global__ void test_{number}(int* x, int* none) {{
+            [[maybe_unused]] __shared__ int shared[64];
+            const int i = threadIdx.x;
+            {each}
+        }}\n"""
+    module = cupy.RawModule(code=source, name_expressions=[f"test_{number}" for number in range(len(ACCESSES))])
+    module.get_function(f"test_{ACCESSES.index(code)}")((grid,), (64,), (cupy.zeros(64, "int32"), None))
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("code", ORDERED.values(), ids=ORDERED)
+def test_accesses_that_are_ordered_are_right(cupy, code):
+    run_access(cupy, code)
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        pytest.param(message, code, id=f"{message}: {name}")
+        for message, codes in MISTAKES.items()
+        for name, code in codes.items()
+    ],
+)
+def test_an_access_that_a_device_would_punish_is_an_error(cupy, message, code):
+    with pytest.raises(KernelError, match=message):
+        run_access(cupy, code)
+
+
+@pytest.mark.usefixtures("order")
+def test_blocks_are_not_ordered(cupy):
+    run_access(cupy, OF_BLOCKS)
+    with pytest.raises(KernelError, match="nothing orders them"):
+        run_access(cupy, OF_BLOCKS, grid=2)
+
+
+@pytest.mark.usefixtures("order")
+def test_a_block_does_not_find_the_shared_memory_of_another(cupy):
+    with pytest.raises(KernelError, match="nobody has written"):
+        run_access(cupy, SHARED_OF_ANOTHER, grid=3)
 
 
 @pytest.mark.usefixtures("order")
@@ -325,7 +402,7 @@ def test_arguments_of_the_kernels_own_types_are_taken(cupy):
         (3, 3.0, "argument 3 as float32; received float64"),
         (2, np.float32(1), "argument 2 as int32; received float32"),
         (3, None, "argument 3 as float32; received None"),
-        (2, np.int32(2), "argument 1 was written to beyond its ends"),
+        (2, np.int32(2), "outside of all arrays"),
         (0, np.ones(2), r"argument 0 as const float32\*; received float64\*"),
         (1, np.broadcast_to(np.float32(0), (2,)), "argument 1 is read-only"),
     ],
@@ -365,7 +442,7 @@ def test_a_barrier_that_some_threads_miss_is_an_error(cupy, code):
 def test_more_shared_memory_than_a_block_has_is_an_error(cupy):
     with pytest.raises(KernelError, match="at most 49152"):
         run(cupy, "__global__ void test() {}", shared_mem=49153)
-    with pytest.raises(KernelError, match="more shared memory is used than asked for"):
+    with pytest.raises(KernelError, match="uses more shared memory than asked for"):
         run(cupy, REVERSE, cupy.zeros(64, "float32"), cupy.zeros(64, "float32"), shared_mem=252)
 
 

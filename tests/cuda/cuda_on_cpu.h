@@ -2,7 +2,8 @@
 //
 // The blocks of a grid run one after the other. The threads of a block are fibers: each runs until it waits, at a
 // barrier or for its warp, and goes on when all that it waits for have come. A kernel that never waits is a plain loop.
-// What would hang or be undefined on a device is an error: a barrier that a thread misses, a lane that is not there.
+// What would hang or be undefined on a device is an error: a barrier that a thread misses, a lane that is not there,
+// and accesses to memory that memory_watch.cpp finds.
 
 #pragma once
 
@@ -21,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+#include "memory_watch.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -29,6 +32,8 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ thread_local  // in a function it lives on, and beside `extern` it may stand
+
+#define UNWATCHED __attribute__((no_sanitize("thread")))  // its accesses to memory are not a kernel's
 
 // ---- types
 
@@ -145,18 +150,20 @@ struct Thread {
     unsigned mask, lane;        // of the warp's exchange it waits for: who takes part, and whose value it wants
     uint64_t posted, received;
     unsigned ballot;            // of those who take part, who has posted other than 0
+    unsigned barriers, syncs;   // how many are behind it; syncs are those of its whole warp
 };
 
 constexpr unsigned WARP = 32;
 constexpr size_t STACK = 128 * 1024, MOST_SHARED = 227 * 1024;
-constexpr unsigned char FREE = 0xa7;  // shared memory that a launch has not asked for
 
 struct Block {
     std::vector<Thread> threads;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Fiber*> idle;
     std::function<void()> kernel;
+    std::string error;
     size_t started;
+    unsigned number;
     bool backwards;
     Context scheduler;
 
@@ -176,6 +183,19 @@ __attribute__((noinline)) static void switch_to(Context& from, Context& to) {
     setcontext(&to.entry);
 }
 
+static void watch_thread() {
+    const unsigned number = thread - block.threads.data();
+    memory_watch::resume(block.number, number, thread->barriers, thread->syncs,
+                         memory_watch::span_of(thread->fiber->stack.get(), STACK));
+}
+
+void fail(const std::string& what) {
+    block.error = what;
+    thread->state = State::ended;
+    switch_to(thread->fiber->context, block.scheduler);
+    __builtin_unreachable();
+}
+
 static void run_fiber() {
     for (;;) {
         Fiber* self = nullptr;
@@ -183,7 +203,9 @@ static void run_fiber() {
             Thread& mine = block.in_order(block.started++);
             mine.fiber = self;
             thread = &mine;
+            watch_thread();
             block.kernel();
+            memory_watch::pause();
             mine.state = State::ended;
         }
         block.idle.push_back(self);
@@ -191,11 +213,18 @@ static void run_fiber() {
     }
 }
 
-static void wait(State state) {
+UNWATCHED static void wait(State state) {
+    memory_watch::pause();
     Thread* self = thread;
     self->state = state;
     switch_to(self->fiber->context, block.scheduler);
     thread = self;
+    watch_thread();
+}
+
+static void go_on(Fiber& fiber) {
+    switch_to(block.scheduler, fiber.context);
+    if (!block.error.empty()) throw std::runtime_error(block.error);
 }
 
 // Runs threads that have not started, until one waits or all have ended.
@@ -211,7 +240,7 @@ static void start_threads() {
         makecontext(&fiber.context.entry, run_fiber, 0);
         block.idle.push_back(&fiber);
     }
-    switch_to(block.scheduler, block.idle.back()->context);
+    go_on(*block.idle.back());
 }
 
 static bool exchange_in_warp(size_t first) {
@@ -258,7 +287,10 @@ static void release() {
 
 static void run_block() {
     block.started = 0;
-    for (Thread& each : block.threads) each.state = State::ready;
+    for (Thread& each : block.threads) {
+        each.state = State::ready;
+        each.barriers = each.syncs = 0;
+    }
     while (block.started < block.threads.size()) start_threads();
     for (;;) {
         bool ended = true;
@@ -266,7 +298,7 @@ static void run_block() {
             Thread& next = block.in_order(i);
             if (next.state == State::ready) {
                 thread = &next;
-                switch_to(block.scheduler, next.fiber->context);
+                go_on(*next.fiber);
             }
             ended = ended && next.state == State::ended;
         }
@@ -277,17 +309,18 @@ static void run_block() {
     }
 }
 
-inline void barrier(int line) {
+UNWATCHED inline void barrier(int line) {
     thread->line = line;
+    ++thread->barriers;
     wait(State::at_barrier);
 }
 
-inline unsigned thread_number() {
+UNWATCHED inline unsigned thread_number() {
     return (thread->index.z * block_size.y + thread->index.y) * block_size.x + thread->index.x;
 }
 
 template <typename T>
-T exchange(unsigned mask, T value, unsigned lane) {
+UNWATCHED T exchange(unsigned mask, T value, unsigned lane) {
     static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle takes 8 bytes at most");
     thread->mask = mask;
     thread->lane = lane;
@@ -305,7 +338,8 @@ alignas(128) inline thread_local unsigned char dynamic_shared_memory[cuda_on_cpu
 
 namespace cuda_on_cpu {
 
-static void run_grid(dim3 grid, dim3 threads, size_t shared, bool backwards, std::function<void()> kernel) {
+static void run_grid(dim3 grid, dim3 threads, size_t shared, bool backwards, memory_watch::Arrays arrays,
+                     std::function<void()> kernel) {
     grid_size = grid;
     block_size = threads;
     block.backwards = backwards;
@@ -315,31 +349,31 @@ static void run_grid(dim3 grid, dim3 threads, size_t shared, bool backwards, std
         for (unsigned y = 0; y < threads.y; ++y)
             for (unsigned x = 0; x < threads.x; ++x) block.threads.push_back(Thread{{x, y, z}});
     cycles = 0;
-    memset(dynamic_shared_memory + shared, FREE, MOST_SHARED - shared);
+    block.error.clear();
+    memory_watch::begin(arrays, memory_watch::span_of(dynamic_shared_memory + shared, MOST_SHARED - shared),
+                        memory_watch::span_of(block.threads.data(), block.threads.size() * sizeof(Thread)));
     const uint64_t plane = uint64_t(grid.x) * grid.y, count = plane * grid.z;
     for (uint64_t i = 0; i < count; ++i) {
         const uint64_t number = backwards ? count - 1 - i : i;
+        block.number = number;
         block_index = {unsigned(number % grid.x), unsigned(number % plane / grid.x), unsigned(number / plane)};
-        memset(dynamic_shared_memory, 0xff, shared);
         run_block();
-        for (size_t i = shared; i < std::min(shared + 1024, MOST_SHARED); ++i)
-            if (dynamic_shared_memory[i] != FREE) throw std::runtime_error("more shared memory is used than asked for");
     }
 }
 
 template <typename... P, size_t... I>
-void call(void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
+UNWATCHED void call(void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_cv_t<P>*>(arguments[I])...);
 }
 
 // Returns what went wrong, or an empty string.
 template <typename... P>
 const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* threads, size_t shared, bool backwards,
-                   void** arguments) {
+                   void** arguments, memory_watch::Arrays arrays) {
     static std::string error;
     error.clear();
     try {
-        run_grid({grid[0], grid[1], grid[2]}, {threads[0], threads[1], threads[2]}, shared, backwards,
+        run_grid({grid[0], grid[1], grid[2]}, {threads[0], threads[1], threads[2]}, shared, backwards, arrays,
                  [=] { call(kernel, arguments, std::index_sequence_for<P...>()); });
     } catch (const std::exception& exception) {
         error = exception.what();
@@ -360,11 +394,12 @@ const char* signature(void (*)(P...)) {
 // What the stand-in for CuPy calls: after a launch, and for the kernel with that number.
 extern "C" long long cycles_of_launch() { return cuda_on_cpu::cycles; }
 
-#define KERNEL(number, ...)                                                                               \
-    extern "C" const char* signature_##number() { return cuda_on_cpu::signature(&__VA_ARGS__); }          \
-    extern "C" const char* launch_##number(const unsigned* grid, const unsigned* threads, size_t shared,  \
-                                           bool backwards, void** arguments) {                            \
-        return cuda_on_cpu::launch(&__VA_ARGS__, grid, threads, shared, backwards, arguments);            \
+#define KERNEL(number, ...)                                                                                      \
+    extern "C" const char* signature_##number() { return cuda_on_cpu::signature(&__VA_ARGS__); }                 \
+    extern "C" const char* launch_##number(const unsigned* grid, const unsigned* threads, size_t shared,         \
+                                           bool backwards, void** arguments, const memory_watch::Array* arrays,  \
+                                           size_t count) {                                                       \
+        return cuda_on_cpu::launch(&__VA_ARGS__, grid, threads, shared, backwards, arguments, {arrays, count});  \
     }
 
 // ---- functions
@@ -407,14 +442,18 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
-inline void __syncwarp(unsigned mask = 0xffffffff) { __ballot_sync(mask, 0); }
+inline void __syncwarp(unsigned mask = 0xffffffff) {
+    if (mask == 0xffffffff) ++cuda_on_cpu::thread->syncs;
+    __ballot_sync(mask, 0);
+}
 inline void __threadfence() {}
 inline long long clock64() { return cuda_on_cpu::cycles += 100; }
 
 // One thread runs at a time.
 #define CUDA_ON_CPU_ATOMIC(name, after)                              \
     template <typename T>                                            \
-    T name(T* address, std::common_type_t<T> x) {                    \
+    UNWATCHED T name(T* address, std::common_type_t<T> x) {          \
+        memory_watch::atomic(address, sizeof(T));                    \
         const T before = *address;                                   \
         *address = after;                                            \
         return before;                                               \
@@ -425,7 +464,8 @@ CUDA_ON_CPU_ATOMIC(atomicMin, x < before ? x : before)
 CUDA_ON_CPU_ATOMIC(atomicExch, x)
 
 template <typename T>
-T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> x) {
+UNWATCHED T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> x) {
+    memory_watch::atomic(address, sizeof(T));
     const T before = *address;
     if (before == expected) *address = x;
     return before;

@@ -1,8 +1,9 @@
 """A stand-in for CuPy without a device: arrays in the host's memory, CUDA sources through g++ and cuda_on_cpu.h.
 
 The call sites in xpnn/kernels/cupy run on it as they are, with their grids, arguments and dtypes. More is refused than
-by CuPy, whose kernels would read or write what they should not: arguments of other types than the kernel's, writes past
-the ends of an array or into a read-only one, NumPy's arrays among CuPy's. What `empty` gives holds no numbers.
+by CuPy, whose kernels would read or write what they should not: arguments of other types than the kernel's, NumPy's
+arrays among CuPy's, read-only ones that are written to; and what memory_watch.cpp finds in kernels: accesses outside of
+the arrays or to addresses without alignment, and data races. What `empty` gives holds no numbers.
 
 While a stream captures a graph nothing is computed, and what would wait for the device or go to the host is refused;
 the graph then does all of it at each launch, with the arrays and numbers that were given, in their places.
@@ -42,8 +43,11 @@ from xpnn import kernels
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None
-COMMAND = ["-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-COMMAND += ["-shared", "-fPIC", f"-I{HERE / 'include'}"]
+OPTIONS = ["-std=c++17", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+OPTIONS += ["-fPIC", f"-I{HERE / 'include'}"]
+# Every access to memory calls memory_watch.cpp. No variable is shared with another library.
+WATCHED = ["-fsanitize=thread,alignment,bounds", "-fno-gnu-unique", "-fno-threadsafe-statics"]
+LIBRARIES = ["-nodefaultlibs", "-lstdc++", "-lm", "-lgcc_s", "-lc"]  # all but the sanitizers' own
 
 GUARD = 256  # bytes before and behind every array
 CYCLES = 2_000_000  # of the device's clock, in a millisecond
@@ -63,9 +67,7 @@ launches: list[Launch] = []  # since `installed`, or what the test has cleared
 waits: list[str] = []  # the same: what waits for a device, as `float(x)` does, or for memory on its way there
 computed: list[np.ndarray] = []  # the same: what CuPy's own functions have written, by a launch each or more
 asked: list[Callable] = []  # the same: work that libraries were asked for
-backwards = (
-    False  # whether blocks and threads run from the last to the first: a missing barrier shows in one of the two
-)
+backwards = False  # whether blocks and threads run from the last to the first: no result may depend on it
 
 
 class KernelError(Exception):
@@ -345,9 +347,11 @@ def compile_kernels(code: str, names, options=()) -> None:
     lines = [f'#include "{HERE / "cuda_on_cpu.h"}"', '#line 1 "kernels.cu"', code]
     lines += [f"KERNEL({i}, {name})" for i, name in enumerate(names)]
     with tempfile.TemporaryDirectory() as folder:  # what is loaded stays when the folder goes
-        cpp, library = Path(folder, "kernels.cpp"), Path(folder, "kernels.so")
+        cpp, watch, library = (Path(folder, name) for name in ("kernels.cpp", "memory_watch.o", "kernels.so"))
         cpp.write_text("\n".join(lines) + "\n")
-        command = [COMPILER, *COMMAND, *options, "-o", str(library), str(cpp)]
+        watch.write_bytes(_memory_watch())
+        command = [COMPILER, *OPTIONS, "-O1", *WATCHED, *options, "-shared", "-o", str(library), str(cpp), str(watch)]
+        command += LIBRARIES
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KernelError(done.stderr)
@@ -358,8 +362,19 @@ def compile_kernels(code: str, names, options=()) -> None:
         signature, launch = loaded[f"signature_{i}"], loaded[f"launch_{i}"]
         signature.restype = launch.restype = ctypes.c_char_p
         launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool, ctypes.c_void_p]
+        launch.argtypes += [ctypes.c_void_p, ctypes.c_size_t]
         compiled[name] = launch, signature().decode().split(",")[:-1], loaded.cycles_of_launch
     _libraries.append((code, compiled))
+
+
+@functools.cache
+def _memory_watch() -> bytes:
+    """Compile what WATCHED calls, which is not watched itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "memory_watch.o")
+        source = HERE / "memory_watch.cpp"
+        subprocess.run([COMPILER, *OPTIONS, "-O2", "-c", "-o", str(output), str(source)], check=True)
+        return output.read_bytes()
 
 
 def _find(code: str, name: str):
@@ -394,10 +409,14 @@ class RawKernel:
         values = [_argument(self.name, i, *pair) for i, pair in enumerate(zip(args, types_, strict=True))]
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         sizes = [np.array([*size, 1, 1][:3], dtype=np.uint32) for size in (grid, block)]
+        arrays = [(i, x) for i, x in enumerate(args) if isinstance(x, ndarray) and x.size]
+        spans = [(*np.lib.array_utils.byte_bounds(x), x.itemsize, i) for i, x in arrays]
+        accessible = np.array(spans, dtype=np.uint64)
         launches.append(Launch(self.name, tuple(grid), tuple(block), shared_mem))
 
         def run() -> None:
-            error = launch(sizes[0].ctypes.data, sizes[1].ctypes.data, shared_mem, backwards, pointers)
+            where = sizes[0].ctypes.data, sizes[1].ctypes.data, shared_mem
+            error = launch(*where, backwards, pointers, accessible.ctypes.data, len(accessible))
             if error:
                 raise KernelError(f"{self.name}: {error.decode()}")
             clock.work(cycles() / CYCLES)
@@ -407,10 +426,6 @@ class RawKernel:
             _capture.work.append(lambda: (_recalled(given), run(), values))
             return
         run()
-        for i, x in enumerate(args):
-            memory = _memory_of(x) if isinstance(x, ndarray) else None
-            if memory is not None and not memory.is_whole():
-                raise KernelError(f"{self.name}: argument {i} was written to beyond its ends")
 
 
 def _argument(kernel: str, i: int, x, expected: str) -> np.ndarray:
