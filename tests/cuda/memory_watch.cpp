@@ -16,7 +16,8 @@
 #include <algorithm>
 #include <vector>
 
-extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start, _end;  // this library lies between them
+// Where this library begins and ends in memory, by the linker.
+extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start, _end;
 
 namespace memory_watch {
 namespace {
@@ -38,6 +39,7 @@ struct Number {  // of an array; or a byte of shared memory
 
 struct Memory : Span {
     size_t number_size, first;  // of its numbers
+    unsigned shift;             // that divides by their size
 };
 
 struct Byte {
@@ -84,6 +86,21 @@ std::string name_of(uintptr_t address) {
     cuda_on_cpu::fail(name_of(now) + " " + what);
 }
 
+// Apart from what runs at every access.
+[[noreturn, gnu::cold]] void fail_outside(size_t size, Kind kind) {
+    fail(NAMES[kind] + (" " + std::to_string(size)) + " bytes outside of all arrays");
+}
+[[noreturn, gnu::cold]] void fail_for_race(uintptr_t address, Kind kind, const Access& before, Kind other) {
+    fail(NAMES[kind] + (" " + name_of(address)) + ", and " + name_of(before) + " " + NAMES[other] +
+         " it: nothing orders them");
+}
+[[gnu::cold]] void expect_same(uintptr_t address, size_t size) {
+    for (size_t i = 0; i < size; ++i) {
+        const auto* byte = reinterpret_cast<const unsigned char*>(address + i);
+        left.push_back({byte, *byte});
+    }
+}
+
 const Memory& memory_at(uintptr_t address, size_t size, Kind kind) {
     if (shared.has(address, size)) {
         if (address + size > unasked.start && address < unasked.stop) fail("uses more shared memory than asked for");
@@ -91,7 +108,7 @@ const Memory& memory_at(uintptr_t address, size_t size, Kind kind) {
     }
     for (const Memory& array : arrays)
         if (array.has(address, size)) return array;
-    fail(NAMES[kind] + (" " + std::to_string(size)) + " bytes outside of all arrays");
+    fail_outside(size, kind);
 }
 
 void access(const void* pointer, size_t size, Kind kind) {
@@ -100,8 +117,8 @@ void access(const void* pointer, size_t size, Kind kind) {
     if (uintptr_t(&__ehdr_start) <= address && address < uintptr_t(&_end)) return;  // a constant, or the emulation's
     const Memory& memory = memory_at(address, size, kind);
     const bool is_shared = &memory == &shared;
-    const size_t first = (address - memory.start) / memory.number_size;
-    const size_t last = (address + size - 1 - memory.start) / memory.number_size;
+    const size_t first = (address - memory.start) >> memory.shift;
+    const size_t last = (address + size - 1 - memory.start) >> memory.shift;
     for (size_t i = first; i <= last; ++i) {
         Number& number = numbers[memory.first + i];
         const uintptr_t start = memory.start + i * memory.number_size;
@@ -111,13 +128,8 @@ void access(const void* pointer, size_t size, Kind kind) {
         for (const Kind other : {reads, writes, changes}) {
             const Access& before = number.last[other];
             if (!is_there(before) || (kind == other && kind != writes) || are_ordered(before, now)) continue;
-            if (kind != other)
-                fail(NAMES[kind] + (" " + name_of(start)) + ", and " + name_of(before) + " " + NAMES[other] +
-                     " it: nothing orders them");
-            for (size_t k = 0; k < memory.number_size; ++k) {
-                const auto* byte = reinterpret_cast<const unsigned char*>(start + k);
-                left.push_back({byte, *byte});
-            }
+            if (kind != other) fail_for_race(start, kind, before, other);
+            expect_same(start, memory.number_size);
         }
         Access& mine = number.last[kind];
         if (!is_there(mine) || are_ordered(mine, now)) {
@@ -136,12 +148,12 @@ void aligned_access(const void* pointer, size_t size, Kind kind) {
     access(pointer, size, kind);
 }
 
-// Shared memory: the thread-local variables of this library.
+// Shared memory is the thread-local variables of this library.
 int find_shared(dl_phdr_info* library, size_t, void*) {
     for (int i = 0; i < library->dlpi_phnum; ++i) {
         const Span found = span_of(library->dlpi_tls_data, library->dlpi_phdr[i].p_memsz);
         if (library->dlpi_phdr[i].p_type != PT_TLS || !found.has(unasked.start, 0)) continue;
-        shared = {found, 1, 0};
+        shared = {found, 1, 0, 0};
         return 1;
     }
     return 0;
@@ -161,13 +173,14 @@ void begin(Arrays given, Span part_of_shared, Span of_emulation) {
     std::sort(sorted.begin(), sorted.end(), [](const Array& a, const Array& b) { return a.start < b.start; });
     for (const Array& array : sorted) {
         if (arrays.empty() || arrays.back().stop <= array.start)
-            arrays.push_back({{array.start, array.stop}, array.number_size, 0});
+            arrays.push_back({{array.start, array.stop}, array.number_size, 0, 0});
         arrays.back().stop = std::max<uintptr_t>(arrays.back().stop, array.stop);
         arrays.back().number_size = std::min<size_t>(arrays.back().number_size, array.number_size);
     }
     for (Memory& array : arrays) {
         array.first = all;
-        all += (array.stop - array.start) / array.number_size + 1;
+        array.shift = __builtin_ctzll(array.number_size);
+        all += ((array.stop - array.start) >> array.shift) + 1;
     }
     if (numbers.size() < all) numbers.resize(all);
 }
