@@ -122,7 +122,9 @@ void access(const void* pointer, size_t size, Kind kind) {
     for (size_t i = first; i <= last; ++i) {
         Number& number = numbers[memory.first + i];
         const uintptr_t start = memory.start + i * memory.number_size;
-        const auto is_there = [=](const Access& one) { return is_shared ? one.block == now.block : one.block >= launch; };
+        const auto is_there = [=](const Access& one) {
+            return is_shared ? one.block == now.block : one.block >= launch;
+        };
         if (is_shared && kind == reads && !is_there(number.last[writes]) && !is_there(number.last[changes]))
             fail("reads shared memory that nobody has written");
         for (const Kind other : {reads, writes, changes}) {
