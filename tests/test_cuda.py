@@ -89,25 +89,21 @@ def run(cupy, code, *args, block=(64,), grid=(1,), shared_mem=0):
 # ---- the kernels
 
 
-@pytest.mark.usefixtures("cupy", "order")
-def test_every_kernel_gives_the_results_of_its_definition():
-    compare_all()
-
-
 @pytest.mark.usefixtures("cupy")
-def test_every_kernel_gives_them_in_small_grids(source, monkeypatch):
-    monkeypatch.setattr(source, "BLOCKS", 2)
-    monkeypatch.setattr(importlib.import_module("xpnn.kernels.cupy.images"), "BLOCKS", 1)
-    compare_all()
-
-
-@pytest.mark.usefixtures("cupy")
-def test_every_kernel_that_a_source_names_is_launched_by_some_call(source):
+def test_every_kernel_that_a_source_names_gives_the_results_of_its_definition(source):
     stand_in.launches.clear()
     compare_all()
     named = {kernel for each in source.SOURCES.values() for kernel in each.kernels if not HALF.search(kernel)}
     named.remove("spin")  # which stands in for no function: see test_cudnn.py
     assert named <= {launch.kernel for launch in stand_in.launches}
+
+
+@pytest.mark.usefixtures("cupy")
+def test_every_kernel_gives_them_in_small_grids_from_the_last_thread_to_the_first(source, monkeypatch):
+    monkeypatch.setattr(stand_in, "backwards", True)
+    monkeypatch.setattr(source, "BLOCKS", 2)
+    monkeypatch.setattr(importlib.import_module("xpnn.kernels.cupy.images"), "BLOCKS", 1)
+    compare_all()
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import stand_in
 
+import test_cuda
 from layouts import LAYOUTS
 from test_kernels import CALLS, assert_same_results, channels_last, definition, normals
 from xpnn import kernels
@@ -18,13 +19,7 @@ ACTIVATED, FILTER_GRAD, INPUT_GRAD = (f"{FORWARD}_{name}" for name in ("activate
 THREE = Window((3, 3), pad=(1, 1))
 
 
-@pytest.fixture(params=["forwards", "backwards"])
-def cupy(request, monkeypatch):
-    if stand_in.COMPILER is None:
-        pytest.skip("no g++ was found")
-    monkeypatch.setattr(stand_in, "backwards", request.param == "backwards")
-    with stand_in.installed() as module:
-        yield module
+cupy = test_cuda.cupy
 
 
 @pytest.fixture

@@ -48,6 +48,12 @@ from xpnn.training.run import build_model, build_solver
 from xpnn.training.settings import Settings
 
 
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    """Whole trainings: what their kernels access is looked at elsewhere."""
+    monkeypatch.setattr(stand_in, "watched", False)
+
+
 @pytest.fixture
 def cupy(request):
     """The stand-in for CuPy with cuBLASLt beside it: CuPy's own products cannot be recorded."""

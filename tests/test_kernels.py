@@ -88,6 +88,8 @@ NO_NUMBER = np.array([[np.nan], [1.0], [-1.0], [0.0]])
 # Channels by the 16 bytes, and a window whose places take more than a byte.
 WIDE_IMAGES = [layout(ties(2, 8, 20, 19, dtype=dtype)) for dtype, layout in FLOATS]
 WIDE_POOLS = [*POOLS[:2], Window((17, 17), (3, 2))]
+# Rows of 65 numbers, or of as many 16 bytes, in images or in what is pooled: blocks have threads to spare.
+UNEVEN_IMAGES = [channels_last(ties(2, c, 2, width)) for c, width in ((13, 5), (13, 10), (4, 65), (4, 130))]
 
 # Rows for a warp each and for a block each.
 EXAMPLES = [
@@ -203,7 +205,17 @@ class KeptBy(NamedTuple):
 ACTIVATED = [
     (normals(n, d, dtype=dtype), normals(d, m, dtype=dtype, seed=1), bias, activation)
     for dtype in DTYPES
-    for n, d, m in ((5, 4, 3), (1, 1, 1), (0, 4, 3), (5, 0, 3), (70, 100, 33), (2000, 5, 40), (3, 4, 200))
+    for n, d, m in (
+        (5, 4, 3),
+        (1, 1, 1),
+        (0, 4, 3),
+        (5, 0, 3),
+        (70, 100, 33),
+        (2000, 5, 40),
+        (3, 4, 200),
+        (3, 4, 65),
+        (3, 4, 260),
+    )
     for bias in (normals(m, dtype=dtype, seed=2), None)
     for activation in ("relu", "gelu_none", "gelu_tanh")
 ]
@@ -493,6 +505,7 @@ CALLS = {
     "layers.pooling.window_max": [
         *((x, window) for x in [*IMAGES, WITH_NAN] for window in POOLS),
         *((x, window) for x in WIDE_IMAGES for window in WIDE_POOLS),
+        *((x, POOLS[0]) for x in UNEVEN_IMAGES),
     ],
     "layers.pooling.window_max_grad": [
         *(
@@ -505,6 +518,15 @@ CALLS = {
             (normals(2, 8, *window.counts((20, 19)), dtype=dtype), layout(window_max(x, window)[1]), (20, 19), window)
             for (dtype, layout), x in zip(FLOATS, WIDE_IMAGES, strict=True)
             for window in WIDE_POOLS
+        ),
+        *(
+            (
+                channels_last(window_max(x, POOLS[0])[0]),
+                channels_last(window_max(x, POOLS[0])[1]),
+                x.shape[2:],
+                POOLS[0],
+            )
+            for x in UNEVEN_IMAGES
         ),
     ],
 }

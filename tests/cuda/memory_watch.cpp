@@ -55,7 +55,7 @@ Span unasked, own, variables;
 std::vector<Byte> left;  // by a thread, where another has written since, and has to leave the same
 Access now;
 uint32_t launch, last_block;
-bool is_watching;
+bool is_asked, is_watching;
 
 unsigned warp_of(const Access& access) {
     return access.thread < SEVERAL ? access.thread / WARP : access.thread - SEVERAL;
@@ -164,6 +164,8 @@ int find_shared(dl_phdr_info* library, size_t, void*) {
 }  // namespace
 
 void begin(Arrays given, Span part_of_shared, Span of_emulation) {
+    is_asked = given.first;
+    if (!is_asked) return;
     unasked = part_of_shared;
     own = of_emulation;
     launch = ++last_block;
@@ -191,7 +193,7 @@ void resume(unsigned block, unsigned thread, unsigned barriers, unsigned syncs, 
     now = {launch + 1 + block, barriers, uint16_t(syncs), uint16_t(thread)};
     last_block = std::max(last_block, now.block);
     variables = of_thread;
-    is_watching = true;
+    is_watching = is_asked;
 }
 
 void pause() {

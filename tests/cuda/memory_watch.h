@@ -25,7 +25,8 @@ struct Span {
 
 inline Span span_of(const void* start, size_t size) { return {uintptr_t(start), uintptr_t(start) + size}; }
 
-// A launch begins: with these arrays, without that part of shared memory, and with memory of the emulation's own.
+// A launch begins: with these arrays, without that part of shared memory, and with memory of the emulation's own. It is
+// not watched where `arrays.first` is null.
 void begin(Arrays arrays, Span unasked, Span own);
 
 // From now on a thread accesses memory, besides its variables there; so many barriers and `__syncwarp` are behind it.

@@ -34,7 +34,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,7 @@ launches: list[Launch] = []  # since `installed`, or what the test has cleared
 waits: list[str] = []  # the same: what waits for a device, as `float(x)` does, or for memory on its way there
 computed: list[np.ndarray] = []  # the same: what CuPy's own functions have written, by a launch each or more
 asked: list[Callable] = []  # the same: work that libraries were asked for
+watched = True  # whether memory_watch.cpp looks at what kernels access, which takes its time
 backwards = False  # whether blocks and threads run from the last to the first: no result may depend on it
 
 
@@ -78,6 +79,7 @@ class Memory(np.ndarray):
     """The bytes of an array between two guards, which are no numbers either, but others for each array."""
 
     _marks = itertools.cycle(range(0xF1, 0xFF))
+    alive: ClassVar[weakref.WeakValueDictionary] = weakref.WeakValueDictionary()  # by where it begins and ends
 
     @classmethod
     def of(cls, size: int) -> "Memory":
@@ -87,6 +89,7 @@ class Memory(np.ndarray):
         memory.start = GUARD + -(memory.ctypes.data + GUARD) % 512  # CuPy's arrays start at such addresses
         memory.stop = memory.start + size
         memory.view(np.ndarray)[memory.start : memory.stop] = UNWRITTEN
+        cls.alive[memory.ctypes.data + memory.start, memory.ctypes.data + memory.stop] = _root(memory)
         return memory
 
     def is_whole(self) -> bool:
@@ -409,14 +412,13 @@ class RawKernel:
         values = [_argument(self.name, i, *pair) for i, pair in enumerate(zip(args, types_, strict=True))]
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         sizes = [np.array([*size, 1, 1][:3], dtype=np.uint32) for size in (grid, block)]
-        arrays = [(i, x) for i, x in enumerate(args) if isinstance(x, ndarray) and x.size]
-        spans = [(*np.lib.array_utils.byte_bounds(x), x.itemsize, i) for i, x in arrays]
-        accessible = np.array(spans, dtype=np.uint64)
+        accessible = np.array([span for i, x in enumerate(args) for span in _spans(i, x)], dtype=np.uint64)
         launches.append(Launch(self.name, tuple(grid), tuple(block), shared_mem))
 
         def run() -> None:
             where = sizes[0].ctypes.data, sizes[1].ctypes.data, shared_mem
-            error = launch(*where, backwards, pointers, accessible.ctypes.data, len(accessible))
+            memory = accessible.ctypes.data if watched else None
+            error = launch(*where, backwards, pointers, memory, len(accessible))
             if error:
                 raise KernelError(f"{self.name}: {error.decode()}")
             clock.work(cycles() / CYCLES)
@@ -426,6 +428,17 @@ class RawKernel:
             _capture.work.append(lambda: (_recalled(given), run(), values))
             return
         run()
+
+
+def _spans(i: int, x) -> Iterator[tuple[int, int, int, int]]:
+    """Where the memory that argument i names begins and ends, and the size of a number in it."""
+    if isinstance(x, ndarray) and x.size:
+        yield *np.lib.array_utils.byte_bounds(x), x.itemsize, i
+    elif isinstance(x, np.ndarray) and x.dtype.names:
+        addresses, spans = np.sort(x.view(np.uint64)), np.array(list(Memory.alive), dtype=np.uint64)
+        first, last = np.searchsorted(addresses, spans[:, 0]), np.searchsorted(addresses, spans[:, 1])
+        for start, stop in spans[first < last]:
+            yield int(start), int(stop), 4, i
 
 
 def _argument(kernel: str, i: int, x, expected: str) -> np.ndarray:
