@@ -79,7 +79,7 @@ def oracle(session: nox.Session) -> None:
 def cupy(session: nox.Session) -> None:
     """The suite on CuPy, for the CUDA version of the driver."""
     driver = session.run("nvidia-smi", external=True, silent=True) or ""
-    session.install(".[test,cuda12]" if "CUDA Version: 12" in driver else ".[test,cuda13]")
+    session.install(".[test,cuda12,cudnn12]" if "CUDA Version: 12" in driver else ".[test,cuda13,cudnn]")
     session.run("python", "-c", "import cupy; assert cupy.cuda.runtime.getDeviceCount() > 0, 'no CUDA device'")
     _pytest(session, "cupy")
     session.run("xpnn", "check", "--backend", "cupy")

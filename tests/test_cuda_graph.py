@@ -5,6 +5,7 @@ import copy
 import functools
 import gc
 import importlib
+import itertools
 import pickle
 import sys
 import weakref
@@ -694,9 +695,13 @@ def of_recipe(model, dtype, graph):
     return solver
 
 
-@pytest.mark.parametrize("dtype_", ["float32", "float16"])
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(
+    ("model", "dtype_"),
+    [*itertools.product(TINY, ("float32", "float16")), ("fc", "bfloat16"), ("airbench", "bfloat16")],
+)
 def test_every_model_is_recorded_and_no_step_waits(cupy, model, dtype_):
+    if dtype_ == "bfloat16":
+        pytest.importorskip("ml_dtypes")
     cudnn_on_cpu.install()
     recorded, plain = (of_recipe(model, dtype_, graph) for graph in (True, False))
     assert_same_training(plain, recorded)

@@ -417,3 +417,26 @@ def test_layers_and_their_gradients_are_numpys(cupy):
     for host, device in zip(*results, strict=True):
         assert device.dtype == host.dtype
         np.testing.assert_allclose(device, host, rtol=1e-5, atol=1e-5 * np.abs(host).max())
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        *((kind, (5,)) for kind in (layers.LeakyReLU, layers.Sigmoid, layers.Tanh, layers.SiLU)),
+        (lambda: layers.Scale(0.3), (5,)),
+        (lambda: layers.AvgPool(2), (3, 4, 4)),
+        (layers.GlobalAvgPool, (3, 4, 4)),
+        (lambda: layers.MultiHeadAttention(2), (5, 8)),
+        (lambda: layers.MultiHeadAttention(2, causal=True), (5, 8)),
+    ],
+)
+def test_layers_whose_numbers_are_pythons_return_halves_as_they_take_them(cupy, layer, shape, half):
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    layer = layer()
+    Model(Sequential(layer), shape, dtype=half, backend="cupy", rng=0)
+    x = cupy.asarray(normals(3, *shape).astype(half))
+    out, cache = layer.forward(x, train=True)
+    dx, _ = layer.backward(out, cache)
+    assert out.dtype == layer.infer(x).dtype == dx.dtype == np.dtype(half)

@@ -7,7 +7,8 @@
 //
 // A barrier orders the threads of a block, a __syncwarp() of all lanes those of a warp; a shuffle orders no accesses to
 // memory. Nothing orders blocks: a kernel whose blocks wait for each other, by fences and atomics, is not understood.
-// Atomics do not race with each other, nor do writes of one and the same value.
+// Atomics do not race with each other, nor do writes of one and the same value. What memcpy and memset do is not seen,
+// nor what goes wrong within the gaps of a strided array.
 
 #include "memory_watch.h"
 

@@ -428,6 +428,10 @@ class RawKernel:
             _capture.work.append(lambda: (_recalled(given), run(), values))
             return
         run()
+        for i, x in enumerate(args):
+            memory = _memory_of(x) if isinstance(x, ndarray) and not watched else None
+            if memory is not None and not memory.is_whole():
+                raise KernelError(f"{self.name}: argument {i} was written to beyond its ends")
 
 
 def _spans(i: int, x) -> Iterator[tuple[int, int, int, int]]:

@@ -7,6 +7,7 @@ from xpnn.arguments import check_number
 from xpnn.backend import Array, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers.layer import Cache, Layer, check_dout
+from xpnn.layers.precision import narrowed
 
 
 def relu_forward(x: Array) -> tuple[Array, Cache]:
@@ -91,6 +92,7 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     out = xp.maximum(x, 0.0)
     if slope:  # 0 times minus infinity is no number
         out = out + slope * xp.minimum(x, 0.0)
+    out = narrowed(out, x.dtype)
     return out, (out, slope)  # out is positive where x is
 
 
@@ -110,7 +112,7 @@ def leaky_relu_backward(dout: Array, cache: Cache) -> Array:
     """
     out, slope = cache
     xp = check_dout("leaky_relu_backward", dout, out, out.shape)
-    return xp.where(out > 0.0, dout, slope * dout)
+    return narrowed(xp.where(out > 0.0, dout, slope * dout), dout.dtype)
 
 
 def _check_slope(where: str, slope: float) -> float:
@@ -135,7 +137,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, Cache]:
     TypeError
         When x holds no floating-point numbers.
     """
-    out = special.sigmoid(x)
+    out = narrowed(special.sigmoid(x), x.dtype)
     return out, out
 
 
@@ -154,7 +156,7 @@ def sigmoid_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("sigmoid_backward", dout, cache, cache.shape)
-    return dout * (cache * (1.0 - cache))
+    return narrowed(dout * (cache * (1.0 - cache)), dout.dtype)
 
 
 def tanh_forward(x: Array) -> tuple[Array, Cache]:
@@ -194,7 +196,7 @@ def tanh_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("tanh_backward", dout, cache, cache.shape)
-    return dout * (1.0 - cache * cache)
+    return narrowed(dout * (1.0 - cache * cache), dout.dtype)
 
 
 def silu_forward(x: Array) -> tuple[Array, Cache]:
@@ -217,10 +219,11 @@ def silu_forward(x: Array) -> tuple[Array, Cache]:
 
     Source: Elfwing, Uchibe and Doya, "Sigmoid-weighted linear units", Neural Networks 2018.
     """
-    xp = one_kind("silu", x=x)
+    xp, dtype = one_kind("silu", x=x), x.dtype
     x = xp.maximum(x, -special.SILU_FAR)
     gate = special.sigmoid(x)
-    return x * gate, gate + xp.minimum(x, special.SILU_FAR) * (gate * (1.0 - gate))
+    slope = gate + xp.minimum(x, special.SILU_FAR) * (gate * (1.0 - gate))
+    return narrowed(x * gate, dtype), narrowed(slope, dtype)
 
 
 def silu_backward(dout: Array, cache: Cache) -> Array:

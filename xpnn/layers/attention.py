@@ -8,6 +8,7 @@ from xpnn.backend import Array, Shape, one_kind
 from xpnn.layers import initializers
 from xpnn.layers.affine import linear_backward, linear_forward, linear_param_grads
 from xpnn.layers.layer import Cache, Initializer, Layer, Spec, check_dout, check_init
+from xpnn.layers.precision import narrowed
 from xpnn.products import product
 
 
@@ -50,11 +51,11 @@ def attention_forward(q: Array, k: Array, v: Array, causal: bool = False) -> tup
     t, s = q.shape[-2], k.shape[-2]
     if causal and t != s:
         raise ValueError(f"attention: expected as many keys as queries where it is causal; received {s} and {t}")
-    scaled = q * (1.0 / math.sqrt(q.shape[-1]))
+    scaled = narrowed(q * (1.0 / math.sqrt(q.shape[-1])), q.dtype)
     scores = product(scaled, xp.matrix_transpose(k))
     if causal:
         position = xp.arange(t, device=q.device)
-        scores = xp.where(position[None, :] <= position[:, None], scores, -math.inf)
+        scores = narrowed(xp.where(position[None, :] <= position[:, None], scores, -math.inf), scores.dtype)
     scores -= xp.max(scores, axis=-1, keepdims=True)  # so that exp does not overflow
     weights = xp.exp(scores)
     weights /= xp.sum(weights, axis=-1, keepdims=True)

@@ -9,6 +9,7 @@ from xpnn.arguments import check_keys
 from xpnn.backend import Array, Shape, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
 from xpnn.layers.layer import Cache, Layer, check_dout
+from xpnn.layers.precision import narrowed
 from xpnn.windows import Pair, Window, as_pair
 
 POOL_KEYS = ("pool_height", "pool_width", "stride")
@@ -176,7 +177,7 @@ def global_avg_pool_backward(dout: Array, cache: Cache) -> Array:
     """
     kind, (n, c, height, width) = cache
     xp = check_dout("global_avg_pool_backward", dout, kind, (n, c))
-    part = xp.reshape(dout * (1.0 / (height * width)), (n, 1, 1, c))
+    part = xp.reshape(narrowed(dout * (1.0 / (height * width)), dout.dtype), (n, 1, 1, c))
     return xp.permute_dims(xp.broadcast_to(part, (n, height, width, c)), (0, 3, 1, 2))
 
 

@@ -21,7 +21,10 @@ def widened(x: Array) -> Array:
 
 
 def narrowed(x: Array, dtype: Any) -> Array:
-    """Return x in that dtype, itself where it is of it."""
+    """Return x in that dtype, itself where it is of it.
+
+    What is computed of bfloat16 and a number of Python's is float32 in NumPy's rules of promotion.
+    """
     return x if x.dtype == dtype else namespace(x).astype(x, dtype)
 
 

@@ -4,6 +4,7 @@ from xpnn import backend as backends
 from xpnn.arguments import check_number
 from xpnn.backend import Array, one_kind
 from xpnn.layers.layer import Cache, Layer, check_dout
+from xpnn.layers.precision import narrowed
 
 
 def scale_forward(x: Array, factor: float) -> tuple[Array, Cache]:
@@ -31,7 +32,7 @@ def scale_forward(x: Array, factor: float) -> tuple[Array, Cache]:
     """
     one_kind("scale", x=x)
     factor = _check_factor("scale", factor)
-    return factor * x, (backends.of(x), x.shape, factor)
+    return _times(factor, x), (backends.of(x), x.shape, factor)
 
 
 def scale_backward(dout: Array, cache: Cache) -> Array:
@@ -50,7 +51,11 @@ def scale_backward(dout: Array, cache: Cache) -> Array:
     """
     kind, shape, factor = cache
     check_dout("scale_backward", dout, kind, shape)
-    return factor * dout
+    return _times(factor, dout)
+
+
+def _times(factor: float, x: Array) -> Array:
+    return narrowed(factor * x, x.dtype)
 
 
 def _check_factor(where: str, factor: float) -> float:

@@ -85,8 +85,9 @@ class Solver(Resumable):
         Whether a device records a step with a full batch, as a CUDA graph, and replays it: ``"auto"``, where it can.
         The results are the same, a replay is a few launches. It takes two full batches first, and as much memory again
         as a step. Layers, transforms, losses and rules that are not xpnn's own keep steps from being recorded, and so
-        do callbacks after each batch; after others' `on_epoch` steps are recorded anew. A schedule must be a function
-        of the progress alone.
+        do callbacks after each batch, `Mixup`, steps of several batches, and products without nvmath-python:
+        `graph_reason` says which. After others' `on_epoch` steps are recorded anew; averages are updated beside them.
+        A schedule must be a function of the progress alone.
     tta : str
         Test-time augmentation for the validation accuracy: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
     num_train_samples, num_val_samples : int or None
@@ -97,8 +98,9 @@ class Solver(Resumable):
     seed : int, optional
         For the batches, their augmentation and the samples of accuracy checks.
     print_every : int
-        A line with the loss after so many iterations.
+        A line with the loss after so many iterations: the only thing in the loop that waits for a device.
     verbose : bool
+        Whether there are such lines, and one after each accuracy check.
 
     Attributes
     ----------
