@@ -98,7 +98,7 @@ class Solver(Resumable):
     seed : int, optional
         For the batches, their augmentation and the samples of accuracy checks.
     print_every : int
-        A line with the loss after so many iterations: the only thing in the loop that waits for a device.
+        A line with the loss after so many iterations, for which a device is waited for.
     verbose : bool
         Whether there are such lines, and one after each accuracy check.
 
