@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from xpnn import backend as backends
-from xpnn.backend import Array, dtype_name, is_floating, is_integer, namespace
-from xpnn.data.images import PADDINGS, check_images, check_padding, picked, picked_standardized
+from xpnn.backend import Array, dtype_name, is_floating, is_integer, library_of, namespace
+from xpnn.data.images import PADDINGS, check_images, check_padding, pick_standardized, picked
 from xpnn.errors import SettingError
+from xpnn.kernels import fast_path
 from xpnn.places import Chain, Mirrored, Places, Shifted
 from xpnn.random import FLIPS, Generator
 
@@ -149,7 +150,8 @@ class Normalize(Transform):
         channels = max(len(_tuple(self.mean)), len(_tuple(self.std)))
         kept = "float64" if dtype == "float64" else "float32"
         mean, std = (_per_channel(_tuple(values, channels), x, kept) for values in (self.mean, self.std))
-        return picked_standardized(x, mean, std, dtype, indices, rows, columns)
+        fast = fast_path("data.images.pick_standardized", library_of(x))
+        return (fast or pick_standardized)(x, mean, std, dtype, indices, rows, columns)
 
 
 @dataclass(frozen=True)

@@ -97,20 +97,6 @@ def picked(x: Array, indices: Array | None = None, rows: Chain = (), columns: Ch
     return (fast_path("data.images.pick", library_of(x)) or pick)(x, indices, rows, columns)
 
 
-def picked_standardized(
-    x: Array,
-    mean: Array,
-    std: Array,
-    dtype: str,
-    indices: Array | None = None,
-    rows: Chain = (),
-    columns: Chain = (),
-) -> Array:
-    """Return `picked` images, `standardized` by arrays of one shape, (1, 1, 1) or (C, 1, 1): in one pass."""
-    fast = fast_path("data.images.pick_standardized", library_of(x))
-    return (fast or pick_standardized)(x, mean, std, dtype, indices, rows, columns)
-
-
 def taken(x: Array, indices: Array) -> Array:
     """The definition of `picked` without rows and columns."""
     return namespace(x).take(x, indices, axis=0)
@@ -143,7 +129,7 @@ def pick_standardized(
     rows: Chain = (),
     columns: Chain = (),
 ) -> Array:
-    """The definition of `picked_standardized`."""
+    """The definition of `picked` images, `standardized` by arrays of one shape, (1, 1, 1) or (C, 1, 1): in one pass."""
     return standardized(picked(x, indices, rows, columns), mean, std, dtype)
 
 
