@@ -95,8 +95,61 @@ def test_an_optimizer_steps_as_on_numpy(cupy, rule, clip_norm):
     launched()
     optimizer.step(grads, where=cupy.array(False))
     np.testing.assert_array_equal(params.flat.get(), results[1])
-    squares = [] if clip_norm is None else 4 * ["sums<float, true>"]
-    assert launched() == squares + 4 * [f"{UPDATES[rule].loop}<float>"]
+    clipping = [] if clip_norm is None else ["squares<float>", "clip_factor<float>"]
+    assert launched() == [*clipping, f"{UPDATES[rule].loop}<float>"]
+
+
+def of_many_groups(backend, rules, dtype="float32"):
+    """Parameters of odd sizes with a group of their own for each of the rules, dealt out in turn."""
+    shapes = {f"{i}.{i % len(rules)}": (1 + 7 * i % 61,) for i in range(100)}
+    params = Parameters(shapes, backend, dtype)
+    params.flat[...] = backend.asarray(normals(params.flat.shape[0]), dtype)
+    groups = [ParamGroup(f"*.{i}", rule, learning_rate=0.1 / (i + 1)) for i, rule in enumerate(rules)]
+    return Optimizer(params, "sgd", groups=groups, learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "launches"),
+    [
+        ("float16", 5 * ["nesterov"], ["nesterov", "nesterov"]),  # 100 segments, of which a launch has 72
+        ("float32", ["adam", "adamw", "sgd"], ["adam", "sgd"]),  # 67 of one loop
+        ("float64", ["adamw", "rmsprop"], ["adam", "rmsprop"]),
+        ("float32", 12 * ["lion"], 2 * ["lion"]),  # a launch has eight groups
+    ],
+)
+def test_groups_share_a_launch_whatever_their_settings(cupy, name, rules, launches):
+    results = []
+    for library in ("numpy", "cupy"):
+        backend = backends.get(library)
+        optimizer = of_many_groups(backend, rules, name)
+        grads = optimizer.params.like()
+        for seed in (1, 2):
+            launched()
+            grads.flat[...] = backend.asarray(normals(grads.flat.shape[0], seed=seed), name)
+            optimizer.step(grads)
+        results.append(backend.to_numpy(optimizer.params.flat))
+    assert sorted(launched()) == [f"{launch}<{C_TYPES[name]}>" for launch in launches]
+    eps = np.finfo(name).eps
+    np.testing.assert_allclose(*results, rtol=16 * eps, atol=16 * eps)
+
+
+def test_a_recorded_step_of_groups_takes_each_replays_numbers(cupy):
+    results, condition = [], cupy.array(True)
+    for recorded in (False, True):
+        optimizer = of_many_groups(backends.get("cupy"), ["adam", "adamw", "sgd"])
+        grads = optimizer.params.like()
+        grads.flat[...] = cupy.asarray(normals(grads.flat.shape[0], seed=1))
+
+        def step(optimizer=optimizer, grads=grads):
+            return optimizer.step(grads, where=condition)
+
+        step()
+        graph = ours()["recording.record"](step) if recorded else step
+        for rate in (0.5, 0.25, 0.125):
+            optimizer.learning_rate = rate
+            graph()
+        results.append(optimizer.params.flat.get())
+    np.testing.assert_array_equal(*results)
 
 
 # ---- Muon
@@ -211,7 +264,7 @@ def test_muon_can_be_recorded_as_far_as_products_can(cupy, by_cublaslt):
 def test_a_norm_is_two_launches_and_always_the_same(cupy):
     x = cupy.asarray(normals(300_000))
     first, second = (ours()["optim.norms.sum_of_squares"](x) for _ in range(2))
-    assert launched() == 2 * ["sums<float, true>", "sums<float, false>"]
+    assert launched() == 2 * ["squares<float>", "sum<float>"]
     assert first.shape == ()
     assert first.get() == second.get()
 

@@ -295,6 +295,16 @@ CALLS = {
     "optim.norms.sum_of_squares": [
         (x,) for x in [*ROWS, *IMAGES, normals(9, 5)[:, ::2], normals(0), np.array(2.0), normals(1_000_003)]
     ],
+    "optim.norms.clip_factor": [
+        (arrays, most)
+        for most in (1.5, 1e6)
+        for arrays in [
+            (normals(300, 40),),
+            (normals(7), normals(9, 5, dtype="float32")[:, ::2], normals(0), channels_last(normals(2, 3, 4, 4))),
+            tuple(normals(size, dtype="float32", seed=size) for size in (3, 100_003, 1, 5)),
+            tuple(normals(3, seed=seed) for seed in range(500)),
+        ]
+    ],
     "models.model.nan_unless_finite": [
         (np.array(2.0, dtype), values.astype(dtype)) for dtype in DTYPES for values in GRADIENTS
     ],
@@ -568,6 +578,7 @@ ROUNDINGS = {
     "products.matmul_bias": 4,
     "products.gemm": 4,
     "optim.norms.sum_of_squares": 16,
+    "optim.norms.clip_factor": 16,
     "optim.in_place.muon": 32,  # of the products of Newton-Schulz, each of which lifts those before; up to 3.4445**5
     # A device rounds a product and a sum once.
     "layers.batchnorm.normalize on cupy": 2,
@@ -601,6 +612,7 @@ OF_DEVICES = {
     "layers.standardize.standardized",
     *(f"data.images.{name}" for name in ("pick", "taken", "pick_standardized")),
     "optim.norms.sum_of_squares",
+    "optim.norms.clip_factor",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",
     *(set() if loops.COMPILED else {f"layers.batchnorm.{name}_relu" for name in FUSED}),

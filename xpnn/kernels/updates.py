@@ -5,7 +5,7 @@ rates, and corrections by how many steps there were. The host computes them in d
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xpnn.kernels import kernel
@@ -24,6 +24,18 @@ class Update(NamedTuple):
     numbers: Callable[[Config], tuple[float, ...]]
 
 
+class Segment(NamedTuple):
+    """What a step goes over: parameters with their gradients and state, and the numbers of `InPlaceKernel.advance`."""
+
+    w: Array
+    dw: Array
+    state: tuple[Array, ...]
+    numbers: Any
+
+
+Run = Callable[[str, Sequence[Segment], Array | None, Array | None], None]
+
+
 class InPlaceKernel:
     """A rule's form that writes into place, as `optim.in_place` describes it, by a library's own pass over arrays.
 
@@ -31,23 +43,18 @@ class InPlaceKernel:
     ----------
     update : Update
     run : callable
-        ``run(loop, w, dw, state, numbers, where, factor)`` takes the step.
+        ``run(loop, segments, where, factor)`` takes the step of segments of one buffer, which may differ in their
+        numbers: those of several rules, too, whose loop is the same.
     """
 
-    def __init__(self, update: Update, run: Callable[..., None]) -> None:
+    def __init__(self, update: Update, run: Run) -> None:
         self.update, self.run = update, run
 
     def __call__(
         self, w: Array, dw: Array, config: Config, where: Array | None = None, factor: Array | None = None
     ) -> tuple[Array, ...]:
-        return self.take(w, dw, config, where, factor, self.advance(config, w))
-
-    def take(
-        self, w: Array, dw: Array, config: Config, where: Array | None, factor: Array | None, numbers: Any
-    ) -> tuple[Array, ...]:
-        """Take a step that is counted already, with the numbers that `advance` returned."""
-        state = [config[key] for key in self.update.state]
-        self.run(self.update.loop, w, dw, state, numbers, where, factor)
+        state = tuple(config[key] for key in self.update.state)
+        self.run(self.update.loop, [Segment(w, dw, state, self.advance(config, w))], where, factor)
         return w, *state
 
     def advance(self, config: Config, w: Array) -> Any:
@@ -64,7 +71,7 @@ class InPlaceKernel:
         return varying(numbers, self.update.size, "float64" if w.dtype.itemsize == 8 else "float32")
 
 
-def register(library: str, run: Callable[..., None]) -> None:
+def register(library: str, run: Run) -> None:
     """Register a kernel for every rule, by that library's `run` as in `InPlaceKernel`."""
     for rule, update in UPDATES.items():
         kernel(f"optim.in_place.{rule}", library)(InPlaceKernel(update, run))

@@ -1,6 +1,6 @@
 """Euclidean norms that stay on the device."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from xpnn.backend import Array, library_of, namespace
@@ -15,16 +15,8 @@ def scaled(x: Array, factor: Array, dtype: Any = None) -> Array:
 
 def norm(x: Array) -> Array:
     """Return ``sqrt(sum x²)`` over all of x, an array () of at least single precision."""
-    return global_norm([x])
-
-
-def global_norm(arrays: Iterable[Array]) -> Array:
-    """Return ``sqrt(sum x²)`` over all numbers of at least one array, an array () of at least single precision."""
-    squares = [(fast_path("optim.norms.sum_of_squares", library_of(x)) or sum_of_squares)(x) for x in arrays]
-    total = squares[0]
-    for square in squares[1:]:
-        total = total + square
-    return namespace(total).sqrt(total)
+    square = (fast_path("optim.norms.sum_of_squares", library_of(x)) or sum_of_squares)(x)
+    return namespace(square).sqrt(square)
 
 
 def sum_of_squares(x: Array) -> Array:
@@ -33,12 +25,16 @@ def sum_of_squares(x: Array) -> Array:
     return namespace(x).sum(x * x)
 
 
-def clip_factor(arrays: Iterable[Array], max_norm: float) -> Array:
+def clip_factor(arrays: Sequence[Array], max_norm: float) -> Array:
     """Return what scales gradients down to a global norm: ``min(1, max_norm / (norm + 1e-6))``, an array ().
+
+    The norm is taken over all numbers of at least one array, in single precision at least.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013;
     the small number is that of torch.nn.utils.clip_grad_norm_.
     """
-    size = global_norm(arrays)
-    xp = namespace(size)
-    return xp.minimum(max_norm / (size + 1e-6), xp.ones_like(size))
+    total = sum_of_squares(arrays[0])
+    for x in arrays[1:]:
+        total = total + sum_of_squares(x)
+    xp = namespace(total)
+    return xp.minimum(max_norm / (xp.sqrt(total) + 1e-6), xp.ones_like(total))

@@ -1,16 +1,16 @@
 """A rule, or several, applied to a whole model."""
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from xpnn import backend as backends
 from xpnn.arguments import check_number
-from xpnn.backend import Array, Backend, is_array, namespace
+from xpnn.backend import Array, Backend, is_array, library_of, namespace
 from xpnn.errors import SettingError
-from xpnn.kernels.updates import InPlaceKernel
+from xpnn.kernels import fast_path
+from xpnn.kernels.updates import InPlaceKernel, Run, Segment
 from xpnn.layers.precision import narrowed
 from xpnn.optim import schedules
 from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
@@ -184,11 +184,25 @@ class Optimizer:
         if isinstance(self.params, Parameters) and not (isinstance(grads, Parameters) and self.params.is_like(grads)):
             grads = self._laid_out(self.params, grads)
         factor = self._clip_factor(grads)
+        runs: dict[str, tuple[Run, list[Segment]]] = {}  # by loop, of which groups' parameters are segments
         for key, part in self._parts.items():
-            if part.segments:
-                self._step_over_buffer(key, part, grads, factor, where)
-            else:
+            if not part.segments:
                 self._step_alone(key, part, grads, factor, where)
+                continue
+            flat = self.params.flat  # type: ignore[attr-defined]
+            step, each = in_place(part.rule, flat), self._over_buffer(key, part, grads)
+            if isinstance(step, InPlaceKernel):
+                numbers = step.advance(self.groups[key], flat)
+                _, segments = runs.setdefault(step.update.loop, (step.run, []))
+                segments += [Segment(w, dw, state, numbers) for w, dw, state in each]
+                continue
+            config = after = self.groups[key]
+            for w, dw, state in each:
+                after = {**config, **dict(zip(part.state, state, strict=True))}
+                step(w, dw, after, where, factor)
+            config.update({k: value for k, value in after.items() if k not in part.state})
+        for loop, (run, segments) in runs.items():
+            run(loop, segments, where, factor)
 
     def _laid_out(self, params: Parameters, grads: Mapping[str, Array]) -> Mapping[str, Array]:
         """Gradients that a model made one by one, or in another order, as a buffer like the parameters'."""
@@ -215,7 +229,7 @@ class Optimizer:
                 arrays += [grads.flat[segment] for segment in part.segments]
             else:
                 arrays += [grads[name] for name in part.names]
-        return clip_factor(arrays, self.clip_norm)
+        return (fast_path("optim.norms.clip_factor", library_of(arrays[0])) or clip_factor)(arrays, self.clip_norm)
 
     def _step_alone(
         self, key: str, part: _Part, grads: Mapping[str, Array], factor: Array | None, where: Array | None
@@ -242,18 +256,14 @@ class Optimizer:
             after |= {k: xp.where(where, after[k], before[k]) for k in part.state}
         self.groups[key], self.params[name] = after, next_w
 
-    def _step_over_buffer(self, key: str, part: _Part, grads: Any, factor: Array | None, where: Array | None) -> None:
-        """Run a rule over segments of the buffer."""
-        w, dw, config = self.params.flat, grads.flat, self.groups[key]  # type: ignore[attr-defined]
-        step, after, start = in_place(part.rule, w), config, 0  # start: where the segment begins in the state
-        if isinstance(step, InPlaceKernel):
-            step = partial(step.take, numbers=step.advance(config, w))
+    def _over_buffer(self, key: str, part: _Part, grads: Any) -> Iterator[tuple[Array, Array, tuple[Array, ...]]]:
+        """Parameters, gradients and state of each segment of a part."""
+        start = 0  # where the segment begins in the state
         for segment in part.segments:
-            own = slice(start, start + segment.stop - segment.start)
-            after = {**config, **{k: config[k][own] for k in part.state}}
-            step(w[segment], dw[segment], after, where, factor)
-            start = own.stop
-        config.update({k: value for k, value in after.items() if k not in part.state})
+            stop = start + segment.stop - segment.start
+            state = tuple(self.groups[key][k][start:stop] for k in part.state)
+            yield self.params.flat[segment], grads.flat[segment], state  # type: ignore[attr-defined]
+            start = stop
 
     def _follow(self) -> Backend:
         """Move the state to where the parameters have gone."""
