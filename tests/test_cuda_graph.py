@@ -5,6 +5,7 @@ import copy
 import functools
 import gc
 import importlib
+import io
 import itertools
 import pickle
 import sys
@@ -15,6 +16,7 @@ import cudnn_on_cpu
 import numpy as np
 import pytest
 import stand_in
+from rich.console import Console
 from stand_in import KernelError
 
 import test_cuda
@@ -45,6 +47,7 @@ from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, repo
 from xpnn.training import solver as solver_module
 from xpnn.training.recordable import may_change
 from xpnn.training.recorder import RecordedStep
+from xpnn.training.report import ProgressBar
 from xpnn.training.run import build_model, build_solver
 from xpnn.training.settings import Settings
 
@@ -299,6 +302,42 @@ def test_training_waits_for_its_accuracies_and_losses_alone(cupy):
     rehearsed = 4 * ["copy from the host"]  # the epoch, both dropouts, Adam
     # an epoch: its losses, and the accuracy on both splits
     assert stand_in.waits == [*rehearsed, *3 * ["get", "item", "item"]]
+
+
+class SlowDevice(Callback):
+    """A device that falls behind the host, until that has waited for something else, and again."""
+
+    only_looks = True
+
+    def on_iteration(self, solver):
+        stand_in.clock.work(1.0)
+        if solver.iteration == 7:
+            stand_in.clock.host = stand_in.clock.device
+
+
+def test_lines_and_the_progress_bar_wait_for_no_loss(cupy, capsys):
+    bar = ProgressBar(Console(file=io.StringIO()))
+    bar.INTERVAL = 0.0
+    callbacks = [bar, SlowDevice()]
+    solver = Solver(dense(), make_data(), batch_size=5, num_epochs=1, graph=True, print_every=1, callbacks=callbacks)
+    printed, shown, waits = [], [], []
+
+    def iterate(real=solver._iterate):
+        stand_in.waits.clear()
+        real()
+        printed.append(capsys.readouterr().out.splitlines())
+        shown.append(bar._progress.tasks[0].fields["loss"])
+        waits.append(stand_in.waits[:])
+
+    solver._iterate = iterate
+    solver.train()
+    losses = solver.loss_history
+    expected = [f"(Iteration {i} / 12) loss: {loss:f}" for i, loss in enumerate(losses, 1)]
+    assert [line for lines in printed for line in lines if "Iteration" in line] == expected
+    # Accuracies are checked after the first and the last, and the device has caught up when the eighth is under way.
+    assert [sum("Iteration" in line for line in lines) for lines in printed] == [1, *6 * [0], 7, *3 * [0], 4]
+    assert shown == [*7 * [f"{losses[0]:.4f}"], *5 * [f"{losses[1]:.4f}"]]
+    assert waits[2:11] == 9 * [[]]
 
 
 def test_weights_that_are_averaged_are_those_of_each_replay(cupy):

@@ -20,7 +20,7 @@ COUNTS = {
     ("5 x 100, batch norm, dropout 0.25", "float32"): (31, 17, 11),
     ("convnet", "float32"): (16, 8, 3),
     ("resnet9", "float16"): (74, 26, 12),
-    ("airbench", "float16"): (85, 76, 8),
+    ("airbench", "float16"): (78, 76, 8),
 }
 
 
@@ -46,6 +46,7 @@ class Counted(Callback):
 def gpu_steps(cupy, monkeypatch):
     if not BENCHMARKS.exists():
         pytest.skip("the benchmarks are not beside the tests")
+    monkeypatch.setattr(stand_in, "watched", False)  # what their kernels access is looked at elsewhere
     monkeypatch.syspath_prepend(BENCHMARKS)
     cublaslt_on_cpu.install()
     cudnn_on_cpu.install()

@@ -30,6 +30,27 @@ NUMPY_FLOATING = "dfe"  # the same, as NumPy's dtype.char
 NO_ARRAYS = ("MaskedArray", "matrix")  # NumPy's own subclasses that leave out numbers, or multiply otherwise
 
 
+class Fetched:
+    """An array on its way to the host."""
+
+    def __init__(self, host: np.ndarray, arrival: Any = None) -> None:
+        self._host, self._arrival = host, arrival
+
+    @property
+    def is_there(self) -> bool:
+        return self._arrival is None or self._arrival.done
+
+    def to_numpy(self) -> np.ndarray:
+        """Return it, once it is there."""
+        if not self.is_there:
+            self._arrival.synchronize()
+        self._arrival = None
+        return self._host
+
+    def __getstate__(self) -> dict[str, Any]:  # no event can be copied
+        return {"_host": self.to_numpy(), "_arrival": None}
+
+
 class Backend:
     """An array library on one device.
 
@@ -152,6 +173,10 @@ class Backend:
         """Return `x` as a NumPy array on the host, waiting for the device where needed."""
         return np.asarray(x)
 
+    def fetch(self, x: Array) -> "Fetched":
+        """Have `x` copied to the host without waiting for it, where the library can."""
+        return Fetched(self.to_numpy(x))
+
     def synchronize(self) -> None:
         """Wait until all work queued on the device is done."""
 
@@ -236,6 +261,16 @@ class CuPy(Backend):
 
     def to_numpy(self, x: Array) -> np.ndarray:
         return x.get()
+
+    def fetch(self, x: Array) -> "Fetched":
+        import cupy
+        import cupyx
+
+        host = cupyx.empty_pinned(x.shape, x.dtype)  # a copy to other memory is waited for
+        x.get(out=host, blocking=False)
+        arrival = cupy.cuda.Event(disable_timing=True)
+        arrival.record()
+        return Fetched(host, arrival)
 
     def synchronize(self) -> None:
         import cupy

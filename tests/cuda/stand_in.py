@@ -21,18 +21,22 @@ How one adds a kernel, say for ``layers.pooling.window_max``:
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib
 import itertools
 import math
 import operator
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -40,6 +44,11 @@ import numpy as np
 
 from xpnn import backend as backends
 from xpnn import kernels
+
+try:
+    import fcntl
+except ImportError:  # Windows, where there is no g++ either
+    fcntl = None
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None
@@ -79,7 +88,8 @@ class Memory(np.ndarray):
     """The bytes of an array between two guards, which are no numbers either, but others for each array."""
 
     _marks = itertools.cycle(range(0xF1, 0xFF))
-    alive: ClassVar[weakref.WeakValueDictionary] = weakref.WeakValueDictionary()  # by where it begins and ends
+    # All memory that a kernel may be given an address of, by where it begins and ends.
+    alive: ClassVar[weakref.WeakValueDictionary] = weakref.WeakValueDictionary()
 
     @classmethod
     def of(cls, size: int) -> "Memory":
@@ -127,10 +137,15 @@ class ndarray(np.ndarray):
         _refuse_numpy((value,))
         _do(operator.setitem, (self, _index(key), value), into=self)
 
-    def get(self):
+    def get(self, *, out=None, blocking=True):
         refuse_in_capture("a copy to the host")
-        waits.append("get")
-        return np.array(self.view(np.ndarray))
+        if blocking:
+            waits.append("get")
+            return np.array(self.view(np.ndarray))
+        if not any(_root(out) is memory for memory in pinned):
+            raise KernelError("a copy to memory that is not pinned is waited for")
+        copies.append((clock.work(), out, np.array(self.view(np.ndarray))))
+        return out
 
     def item(self, *args):
         refuse_in_capture("a copy to the host")
@@ -223,7 +238,10 @@ def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
         return _on_device(result)
     computed.extend(arrays)
     if _capture is None:
-        return _on_device(result)
+        result = _on_device(result)
+        for x in result if isinstance(result, tuple | list) else [result]:
+            Memory.alive[np.lib.array_utils.byte_bounds(x)] = _root(x)
+        return result
     call, new = _capture.remembered((args, kwargs)), [_capture.hold(np.array(x)) for x in arrays]
 
     def compute():
@@ -349,16 +367,7 @@ def compile_kernels(code: str, names, options=()) -> None:
         return
     lines = [f'#include "{HERE / "cuda_on_cpu.h"}"', '#line 1 "kernels.cu"', code]
     lines += [f"KERNEL({i}, {name})" for i, name in enumerate(names)]
-    with tempfile.TemporaryDirectory() as folder:  # what is loaded stays when the folder goes
-        cpp, watch, library = (Path(folder, name) for name in ("kernels.cpp", "memory_watch.o", "kernels.so"))
-        cpp.write_text("\n".join(lines) + "\n")
-        watch.write_bytes(_memory_watch())
-        command = [COMPILER, *OPTIONS, "-O1", *WATCHED, *options, "-shared", "-o", str(library), str(cpp), str(watch)]
-        command += LIBRARIES
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise KernelError(done.stderr)
-        loaded = ctypes.CDLL(str(library))
+    loaded = ctypes.CDLL(str(_library_of("\n".join(lines) + "\n", *options)))
     loaded.cycles_of_launch.restype = ctypes.c_longlong
     compiled = {}
     for i, name in enumerate(names):
@@ -368,6 +377,49 @@ def compile_kernels(code: str, names, options=()) -> None:
         launch.argtypes += [ctypes.c_void_p, ctypes.c_size_t]
         compiled[name] = launch, signature().decode().split(",")[:-1], loaded.cycles_of_launch
     _libraries.append((code, compiled))
+
+
+def _library_of(text: str, *options: str) -> Path:
+    """The library of a source, in a folder that processes share: each is compiled once, by whoever comes first."""
+    folder = _folder()
+    library = folder / f"{hashlib.sha256(repr((text, options, _ingredients())).encode()).hexdigest()}.so"
+    with library.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            new, cpp, watch = (library.with_suffix(suffix) for suffix in (".new", ".cpp", ".o"))
+            cpp.write_text(text)
+            watch.write_bytes(_memory_watch())
+            command = [COMPILER, *OPTIONS, "-O1", *WATCHED, *options, "-shared", "-o", str(new), str(cpp), str(watch)]
+            done = subprocess.run([*command, *LIBRARIES], capture_output=True, text=True, check=False)
+            for source in (cpp, watch):
+                source.unlink()
+            if done.returncode:
+                raise KernelError(done.stderr)
+            new.rename(library)
+    return library
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where compiled kernels are kept; what nobody has made there for a week goes."""
+    folder = HERE.parents[1] / ".pytest_cache" / "cuda"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            if time.time() - file.stat().st_mtime > 7 * 24 * 3600:
+                file.unlink(missing_ok=True)
+    except OSError:  # a checkout that cannot be written to
+        return Path(tempfile.mkdtemp())
+    return folder
+
+
+@functools.cache
+def _ingredients() -> str:
+    """What a library is made of besides its source, in short."""
+    files = sorted(path for path in HERE.rglob("*") if path.suffix in {".h", ".cuh", ".cpp"})
+    version = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
+    made_of = [version, repr((OPTIONS, WATCHED, LIBRARIES)).encode(), *(path.read_bytes() for path in files)]
+    return hashlib.sha256(b"".join(made_of)).hexdigest()
 
 
 @functools.cache
@@ -442,7 +494,7 @@ def _spans(i: int, x) -> Iterator[tuple[int, int, int, int]]:
         addresses, spans = np.sort(x.view(np.uint64)), np.array(list(Memory.alive), dtype=np.uint64)
         first, last = np.searchsorted(addresses, spans[:, 0]), np.searchsorted(addresses, spans[:, 1])
         for start, stop in spans[first < last]:
-            yield int(start), int(stop), 4, i
+            yield int(start), int(stop), 2, i  # of the smallest type
 
 
 def _argument(kernel: str, i: int, x, expected: str) -> np.ndarray:
@@ -597,23 +649,49 @@ class Clock:
 
 
 class Event:
+    def __init__(self, *, disable_timing=False):
+        self.is_timed = not disable_timing
+
     def record(self):
         refuse_in_capture("an event that is timed")
         self.time, self.is_reached = clock.work(), False
 
+    @property
+    def done(self):
+        if clock.host >= self.time:
+            self._reach()
+        return self.is_reached
+
     def synchronize(self):
         refuse_in_capture("an event that is waited for")
         waits.append("event")
+        self._reach()
+
+    def _reach(self):
         clock.host, self.is_reached = max(clock.host, self.time), True
+        while copies and copies[0][0] <= clock.host:
+            _, out, values = copies.pop(0)
+            out[...] = values
 
 
 def get_elapsed_time(start, end):
     if not getattr(end, "is_reached", False):
         raise KernelError("the device is not there yet")
+    if not (start.is_timed and end.is_timed):
+        raise KernelError("an event that is not timed")
     return end.time - start.time
 
 
+def empty_pinned(shape, dtype=float, order="C"):
+    """Memory of the host that the device writes to by itself; no numbers until it has."""
+    memory = np.full(math.prod(shape) * np.dtype(dtype).itemsize, UNWRITTEN, np.uint8)
+    pinned.append(memory)
+    return memory.view(dtype).reshape(shape, order=order)
+
+
 clock = Clock()
+pinned: list[np.ndarray] = []
+copies: list[tuple[float, np.ndarray, np.ndarray]] = []  # on their way: when they arrive, where, and what
 
 
 class Graph:
@@ -705,6 +783,7 @@ def _modules() -> dict[str, types.ModuleType]:
         get_elapsed_time=get_elapsed_time,
         **{x.__name__: x for x in (Event, Stream, MemoryPool, using_allocator)},
     )
+    modules["cupyx"].empty_pinned = empty_pinned
     modules["cupyx.scipy.special"].erf = _error_function
     for parent, child in itertools.pairwise(names[1:]):
         setattr(modules[parent], child.rpartition(".")[2], modules[child])
@@ -719,7 +798,7 @@ def installed() -> Iterator[types.ModuleType]:
     table, attributes = dict(kernels.TABLE), dict(vars(kernels))
     backend = backends.get("cupy")
     state = dict(vars(backend))
-    for seen in (launches, waits, computed, asked):
+    for seen in (launches, waits, computed, asked, pinned, copies):
         seen.clear()
     clock.host = clock.device = 0.0
     try:
@@ -734,8 +813,9 @@ def installed() -> Iterator[types.ModuleType]:
         )
         kernels.fast_path.cache_clear()
         kernels.load("cupy")
-        for source in importlib.import_module("xpnn.kernels.cupy.source").SOURCES.values():
-            compile_kernels(source.text, source.kernels)
+        sources = importlib.import_module("xpnn.kernels.cupy.source").SOURCES.values()
+        with ThreadPoolExecutor(os.cpu_count()) as several:
+            list(several.map(lambda source: compile_kernels(source.text, source.kernels), sources))
         yield cupy
     finally:
         for name in [name for name in sys.modules if ours.match(name)]:

@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xpnn.backend import Fetched
 from xpnn.optim.schedules import Schedule, sample
 from xpnn.training import checkpoint
 from xpnn.training.callbacks import Callback, Metrics
@@ -49,7 +50,7 @@ class ProgressBar(EpochLines):
 
     only_looks = True
 
-    INTERVAL = 0.1  # seconds between two looks at the loss, each of which waits for the device
+    INTERVAL = 0.1  # seconds between two looks at the loss
 
     def on_train_start(self, solver: Solver) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -67,19 +68,22 @@ class ProgressBar(EpochLines):
         )
         self._progress.start()
         self._looked = 0.0
+        self._coming: Fetched | None = None  # the loss to be shown next
 
     def on_iteration(self, solver: Solver) -> None:
         now = time.perf_counter()
         if now - self._looked < self.INTERVAL:
             return
         self._looked = now
-        recent = solver.loss_history[-20:]
+        self._coming = self._coming or solver.fetch_loss(20)
+        if self._coming.is_there:
+            self._progress.update(self._task, loss=f"{float(self._coming.to_numpy()):.4f}")
+            self._coming = None
         speed = self._progress.tasks[self._task].speed
         self._progress.update(
             self._task,
             completed=solver.iteration,
             description=f"epoch {min(solver.epoch + 1, solver.total_epochs)}/{solver.total_epochs}",
-            loss=f"{sum(recent) / len(recent):.4f}",
             val=f"{solver.val_acc_history[-1]:.3f}" if solver.val_acc_history else "-",
             speed=f"{speed * solver.batch_size:,.0f}" if speed else "-",
         )

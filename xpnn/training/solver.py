@@ -5,15 +5,18 @@ import math
 import tempfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xpnn import backend as backends
 from xpnn import memory
 from xpnn.arguments import check_flag, check_number
-from xpnn.backend import Array
+from xpnn.backend import Array, Fetched
 from xpnn.data import Dataset
 from xpnn.data.augmentation import Batch, Compose, Transform, as_compose
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
@@ -98,7 +101,7 @@ class Solver(Resumable):
     seed : int, optional
         For the batches, their augmentation and the samples of accuracy checks.
     print_every : int
-        A line with the loss after so many iterations, for which a device is waited for.
+        A line with the loss after so many iterations. Nobody waits for it: from a device it comes a little later.
     verbose : bool
         Whether there are such lines, and one after each accuracy check.
 
@@ -233,6 +236,7 @@ class Solver(Resumable):
         self._last: dict[str, Array] = {}  # what the best took the place of, for a checkpoint
         self._losses: list[float] = []
         self._unread: list[Array] = []  # losses still on the device
+        self._lines: deque[tuple[int, Fetched]] = deque()  # iterations whose losses are still to be printed
         self._finite: Array | None = None  # on the device too
         self._order: Array | None = None
         self._order_state = self._batches.state
@@ -292,6 +296,7 @@ class Solver(Resumable):
             self.total_epochs = self.epoch + self.num_epochs
         self.stop_reason, self.diverged, self.is_whole, self._finite = "", False, False, None
         self._last = {}
+        self._lines.clear()  # of a training that an error ended
         self._started = time.perf_counter() - self.seconds
         self._set_learning_rate()
         with deferred_interrupt(self.stop), steady(), memory.kept(), contextlib.ExitStack() as at_the_end:
@@ -305,6 +310,7 @@ class Solver(Resumable):
                 self._iterate()
                 self.seconds = time.perf_counter() - self._started
             self._read_losses()
+            self._print_lines(all_of_them=True)
             self.is_whole = True
         self._restore_best()
         if self.stop_reason and self.verbose:
@@ -339,7 +345,8 @@ class Solver(Resumable):
         self.epoch += epoch_ends
         self._set_learning_rate()
         if self.verbose and (self.iteration - 1) % self.print_every == 0:
-            print(f"(Iteration {self.iteration} / {self.num_iterations}) loss: {self.loss_history[-1]:f}")
+            self._lines.append((self.iteration, self.fetch_loss()))
+        self._print_lines()
         for callback in self.callbacks:
             callback.on_iteration(self)
         if epoch_ends:
@@ -497,6 +504,23 @@ class Solver(Resumable):
             warnings.warn(f"Solver: {self.stop_reason}; training stopped", RuntimeWarning, stacklevel=3)
         self._losses.extend(values)
 
+    def fetch_loss(self, count: int = 1) -> Fetched:
+        """The mean of the last losses on its way from the device, where nobody waits for it.
+
+        Of `count`, or fewer where those before them have been read already.
+        """
+        losses, xp = self._unread[-count:], self.backend.namespace
+        if not losses:
+            read = self._losses[-count:]
+            return Fetched(np.asarray(sum(read) / len(read)))
+        return self.backend.fetch(losses[0] if len(losses) == 1 else xp.mean(xp.stack(losses)))
+
+    def _print_lines(self, all_of_them: bool = False) -> None:
+        """Print the lines whose losses have come from the device, or wait for the others, too."""
+        while self._lines and (all_of_them or self._lines[0][1].is_there):
+            iteration, loss = self._lines.popleft()
+            print(f"(Iteration {iteration} / {self.num_iterations}) loss: {float(loss.to_numpy()):f}")
+
     def _first_nonfinite(self, row: int) -> str:
         """Say where the batch of that row shows no number first; the parameters have not changed since."""
         xp = self.backend.namespace
@@ -525,6 +549,7 @@ class Solver(Resumable):
                 self.best_params = copied(self.model.params)
                 self._best_state = copied(self.model.state) if isinstance(self.model, Model) else {}
         if self.verbose:
+            self._print_lines(all_of_them=True)
             print(f"(Epoch {epoch} / {self.total_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
         if epoch > 0 and self.checkpoint_name is not None:
             self.save(f"{self.checkpoint_name}_epoch_{epoch}.safetensors")
