@@ -33,7 +33,7 @@ class Callback:
         """Before the first iteration."""
 
     def on_iteration(self, solver: "Solver") -> None:
-        """After each batch. Reading a loss here makes the loop wait for the device."""
+        """After each batch. Reading a loss here makes the loop wait for the device; `Solver.fetch_loss` does not."""
 
     def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
         """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds, peak_mb.
