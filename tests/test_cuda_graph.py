@@ -476,6 +476,25 @@ def test_memory_that_a_recording_leaves_too_short_is_given_back(cupy, monkeypatc
     assert pools[0].is_freed
 
 
+def test_a_recorded_step_that_leaves_no_memory_for_an_accuracy_check_is_given_up(cupy, monkeypatch):
+    settings = {"num_train_samples": 20, "num_val_samples": 20}  # drawn at random, and not again
+    plain, _ = trained(False, **settings)
+    tried = []
+
+    def loss(model, X, y=None, real=Model.loss, **options):
+        if y is None and len(CuPy.pools):
+            tried.append(X.shape[0])
+            raise MemoryError("out of memory")
+        return real(model, X, y, **options)
+
+    monkeypatch.setattr(Model, "loss", loss)
+    with pytest.warns(RuntimeWarning, match="memory is short beside a recorded step; steps are launched one by one"):
+        short, replays = trained("auto", **settings)
+    assert tried == [20, 10, 5, 2, 1]
+    assert replays == 4  # of the first epoch
+    assert_same_training(plain, short)
+
+
 SHORT = "ignore:Solver. memory is short beside a recorded step:RuntimeWarning"
 
 

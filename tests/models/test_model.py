@@ -323,8 +323,9 @@ def test_labels_are_those_of_the_scores_batch_by_batch(kind):
         sizes.append(x.shape[0])
         return -x
 
-    labels = best_labels(score, kind(X), 4, kind.backend)
+    labels, at_a_time = best_labels(score, kind(X), 4, kind.backend)
     assert sizes == [4, 2]
+    assert at_a_time == 4
     kind.assert_close(kind.check(labels, shape=(6,)), X.argmin(axis=1))
 
 

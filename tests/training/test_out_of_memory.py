@@ -1,5 +1,6 @@
-"""Where memory is too short for a batch, the error says which one fits."""
+"""Where memory is short, less is done at a time, or the error says what would fit."""
 
+import pickle
 import weakref
 
 import numpy as np
@@ -9,21 +10,27 @@ from training.solvers import CourseModel, make_solver
 from xpnn import Model
 from xpnn.errors import OutOfMemory
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, Sequential
-from xpnn.training.out_of_memory import shortage_in
+from xpnn.optim import EMA
+from xpnn.out_of_memory import in_parts, memory_for, shortage_in
+from xpnn.training import solver as solver_module
+from xpnn.training.run import predictions
 
 
 class Room(Layer):
-    """Has room for so many examples in training."""
+    """Has room for so many examples in training, and for so many when they are only scored."""
 
-    def __init__(self, most):
+    def __init__(self, most, scored=10**9):
         super().__init__("")
-        self.most = most
+        self.most, self.scored = most, scored
+        self.sizes = []  # of what was scored
 
     def output_shape(self, input_shape):
         return input_shape
 
     def forward(self, x, train=False):
-        if train and len(x) > self.most:
+        if not train:
+            self.sizes.append(len(x))
+        if len(x) > (self.most if train else self.scored):
             raise MemoryError("Unable to allocate 3.64 TiB")
         return x, None
 
@@ -31,9 +38,17 @@ class Room(Layer):
         return dout, {}
 
 
+def model_with(room):
+    return Model(Sequential(Affine(8), BatchNorm(), Dropout(0.5), room, Affine(3)), (6,), rng=0)
+
+
+def scored(model):
+    """How many examples went through it at a time, in test mode."""
+    return model.net.layers["room1"].sizes
+
+
 def solver_with_room(most, **settings):
-    net = Sequential(Affine(8), BatchNorm(), Dropout(0.5), Room(most), Affine(3))
-    return make_solver(Model(net, (6,), rng=0), **({"batch_size": 40} | settings))
+    return make_solver(model_with(Room(most)), **({"batch_size": 40} | settings))
 
 
 @pytest.mark.parametrize(("most", "fits"), [(39, 20), (20, 20), (19, 10), (1, 1)])
@@ -98,3 +113,105 @@ def test_work_that_fits_is_done():
     done = []
     assert shortage_in(lambda: done.append(1)) == ""
     assert done == [1]
+
+
+# Accuracy checks
+
+
+def test_where_memory_is_too_short_for_a_check_fewer_examples_are_scored_at_a_time():
+    solver, roomy = (make_solver(model_with(room), num_epochs=2) for room in (Room(60, 20), Room(60)))
+    for each in (solver, roomy):
+        each.train()
+    assert solver.val_acc_history == roomy.val_acc_history
+    assert solver.train_acc_history == roomy.train_acc_history
+    sizes = scored(solver.model)
+    # 60 and 30 are too many; every later check is of 15 at once.
+    assert sizes == [60, 30, *(3 * [15, 15, 15, 15, 15, 15])]
+
+
+def test_a_copy_knows_how_many_examples_there_is_room_for():
+    solver = make_solver(model_with(Room(60, 20)), num_epochs=1)
+    solver.train()
+    solver = pickle.loads(pickle.dumps(solver))
+    sizes = scored(solver.model)
+    sizes.clear()
+    solver.check_accuracy(solver.X_val, solver.y_val)
+    assert sizes == [15, 15]
+
+
+def test_a_check_with_a_batch_size_of_its_own_is_no_matter_of_the_others():
+    solver = make_solver(model_with(Room(60, 20)))
+    sizes = scored(solver.model)
+    solver.check_accuracy(solver.X_val, solver.y_val, batch_size=10)
+    solver.check_accuracy(solver.X_val, solver.y_val)
+    assert sizes == [10, 10, 10, 30, 15, 15]
+
+
+def test_predictions_take_fewer_examples_where_memory_is_short():
+    X = np.random.default_rng(0).standard_normal((50, 6)).astype("float32")
+    model, roomy = model_with(Room(0, 20)), model_with(Room(0))
+    np.testing.assert_array_equal(model.predict(X), roomy.predict(X))
+    np.testing.assert_array_equal(predictions(model, X), roomy.predict(X))
+    assert scored(model) == 2 * [50, 25, 12, 12, 12, 12, 2]
+
+
+def test_where_memory_is_too_short_for_one_example_the_error_says_so():
+    expected = "expected memory for the scores of one example; received too little (Unable to allocate 3.64 TiB)"
+    with pytest.raises(OutOfMemory) as error:
+        model_with(Room(0, 0)).predict(np.zeros((9, 6), "float32"))
+    assert str(error.value) == f"model: {expected}"
+
+
+def test_memory_is_given_back_before_less_is_tried():
+    events = []
+
+    class Backend:
+        def free_memory(self):
+            events.append("freed")
+
+    def work(start, stop):
+        events.append((start, stop))
+        if stop - start > 3:
+            raise MemoryError
+        return stop
+
+    assert in_parts(work, 10, 8, Backend()) == ([2, 4, 6, 8, 10], 2)
+    assert events == [(0, 8), "freed", (0, 4), "freed", (0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_check_that_no_memory_is_left_for_ends_the_training_with_one_line(averaged):
+    model = model_with(Room(60, 0))
+    solver = make_solver(model, average=EMA(model.params, 0.5) if averaged else None)
+    with pytest.raises(OutOfMemory) as error:
+        solver.train()
+    assert str(error.value) == (
+        "Solver: expected memory to measure and keep the weights; received too little "
+        "(model: expected memory for the scores of one example; received too little (Unable to allocate 3.64 TiB))"
+    )
+    assert solver.val_acc_history == []
+
+
+def test_weights_that_cannot_be_copied_are_one_line(monkeypatch):
+    def copied(arrays):
+        raise MemoryError("Unable to allocate 3.64 TiB")
+
+    monkeypatch.setattr(solver_module, "copied", copied)
+    solver = make_solver()
+    with pytest.raises(OutOfMemory, match=r"^Solver: expected memory to measure and keep the weights; received too"):
+        solver.train()
+    assert (solver.val_acc_history, solver.best_params) == ([], {})
+
+
+def test_what_memory_was_too_short_for_is_said_and_what_was_held_is_free_again():
+    held = []
+
+    def work():
+        array = np.zeros(3)
+        held.append(weakref.ref(array))
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory) as error, memory_for("expected more"):
+        work()
+    assert str(error.value) == "expected more (out of memory)"
+    assert held[0]() is None

@@ -25,6 +25,7 @@ from xpnn.layers import Layer, Sequential, softmax_loss
 from xpnn.layers.layer import are_plain
 from xpnn.layers.precision import HALVES, narrowed, widened
 from xpnn.models import torch_weights
+from xpnn.out_of_memory import in_parts
 from xpnn.parameters import Parameters
 from xpnn.random import DROPOUT, Generator, as_generator
 
@@ -285,11 +286,12 @@ class Model:
             print("  ".join((name, shape_text, *right)))
 
     def predict(self, X: Array, batch_size: int = 1000) -> Array:
-        """Return the label with the highest score for each example."""
+        """Return the label with the highest score for each example; fewer at a time where memory is short."""
         check_whole("predict", "batch_size", batch_size)
         if not is_array(X):
             raise TypeError(f"predict: expected an array; received {describe(X)}")
-        return best_labels(self.loss, X, batch_size, self.backend)
+        labels, _ = best_labels(self.loss, X, batch_size, self.backend)
+        return labels
 
     def to(self, backend: str | Backend) -> "Model":
         """Move parameters and state to another backend; returns the model."""
@@ -419,8 +421,10 @@ def nan_unless_finite(loss: Array, grads: Array) -> Array:
     return xp.where(xp.all(xp.isfinite(grads)), loss, math.nan * loss)
 
 
-def best_labels(score: Callable[[Array], Any], X: Array, batch_size: int, backend: Backend) -> Array:
+def best_labels(score: Callable[[Array], Any], X: Array, batch_size: int, backend: Backend) -> tuple[Array, int]:
     """Return the label with the highest score for each example, batch by batch; nothing waits for the device.
+
+    Where memory is too short for a batch, that and the others are smaller: the labels are the same.
 
     Parameters
     ----------
@@ -431,11 +435,21 @@ def best_labels(score: Callable[[Array], Any], X: Array, batch_size: int, backen
     Returns
     -------
     labels : int64 array (N,)
+    batch_size : int
+        How many examples at a time there was memory for.
+
+    Raises
+    ------
+    OutOfMemory
+        Where it is too short for a single one.
     """
     xp = backend.namespace
-    starts = range(0, max(X.shape[0], 1), batch_size)
-    batches = (X[start : min(start + batch_size, X.shape[0]), ...] for start in starts)
-    return xp.concat([xp.argmax(score(batch), axis=1) for batch in batches])
+
+    def labels(start: int, stop: int) -> Array:
+        return xp.argmax(score(X[start:stop, ...]), axis=1)
+
+    parts, batch_size = in_parts(labels, X.shape[0], batch_size, backend)
+    return xp.concat(parts), batch_size
 
 
 def _path(layer: Layer, key: str) -> str:

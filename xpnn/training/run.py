@@ -135,5 +135,5 @@ def predictions(model: Model, X: npt.NDArray[Any], tta: str = "none", batch_size
         Test-time augmentation, as for `xpnn.data.tta_scores`.
     """
     backend = model.backend
-    labels = best_labels(lambda x: tta_scores(model.loss, backend.asarray(x), tta), X, batch_size, backend)
+    labels, _ = best_labels(lambda x: tta_scores(model.loss, backend.asarray(x), tta), X, batch_size, backend)
     return backend.to_numpy(labels)

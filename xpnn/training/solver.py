@@ -27,6 +27,7 @@ from xpnn.kernels import fast_path
 from xpnn.models import Model
 from xpnn.models.model import best_labels
 from xpnn.optim import EMA, Lookahead, Optimizer, ParamGroup, schedules
+from xpnn.out_of_memory import largest_that_fits, memory_for, shortage_in
 from xpnn.parameters import copied
 from xpnn.random import AUGMENTATION, BATCHES, EVALUATION, as_generator
 from xpnn.recording import varying
@@ -36,7 +37,6 @@ from xpnn.training.accumulation import GradientSum
 from xpnn.training.callbacks import Callback, Metrics
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.loss_scale import LossScale
-from xpnn.training.out_of_memory import largest_that_fits, shortage_in
 from xpnn.training.recordable import may_change
 from xpnn.training.recorder import Recorder
 from xpnn.training.resumable import Resumable
@@ -240,6 +240,7 @@ class Solver(Resumable):
         self._finite: Array | None = None  # on the device too
         self._order: Array | None = None
         self._order_state = self._batches.state
+        self._at_a_time = max(BATCH_SIZE, self.batch_size)  # in accuracy checks; fewer once memory was short
         self._recorder.start(self)
 
     @property
@@ -538,16 +539,16 @@ class Solver(Resumable):
 
     def _check(self, epoch: int, rate: float | None) -> None:
         """Measure the accuracies, keep the parameters if they are the best so far, tell the callbacks."""
-        train, val = (self.X_train, self.y_train), (self.X_val, self.y_val)
-        with contextlib.nullcontext() if self.average is None else self.average.swapped():
-            train_acc = self.check_accuracy(*train, self.num_train_samples)
-            val_acc = self.check_accuracy(*val, self.num_val_samples, tta=self.tta)
-            self.train_acc_history.append(train_acc)
-            self.val_acc_history.append(val_acc)
-            if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
-                self.best_val_acc, self.best_epoch = val_acc, epoch
-                self.best_params = copied(self.model.params)
-                self._best_state = copied(self.model.state) if isinstance(self.model, Model) else {}
+        average = contextlib.nullcontext() if self.average is None else self.average.swapped()
+        with memory_for("Solver: expected memory to measure and keep the weights; received too little"), average:
+            drawn, measure = self._evaluation.state, partial(self._measure, epoch)
+            shortage = shortage_in(measure)
+            if shortage and self._recorder.give_up(self):
+                self._evaluation.state = drawn
+                shortage = shortage_in(measure)
+            if shortage:
+                raise MemoryError(shortage)
+        train_acc, val_acc = self.train_acc_history[-1], self.val_acc_history[-1]
         if self.verbose:
             self._print_lines(all_of_them=True)
             print(f"(Epoch {epoch} / {self.total_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
@@ -569,6 +570,17 @@ class Solver(Resumable):
         if any(may_change(each, "on_epoch") for each in self.callbacks):
             self._recorder.renew(self)
 
+    def _measure(self, epoch: int) -> None:
+        """Measure the accuracies, and keep the parameters if they are the best so far; all of that or nothing."""
+        train_acc = self.check_accuracy(self.X_train, self.y_train, self.num_train_samples)
+        val_acc = self.check_accuracy(self.X_val, self.y_val, self.num_val_samples, tta=self.tta)
+        if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
+            params, state = copied(self.model.params), copied(self.model.state) if isinstance(self.model, Model) else {}
+            self.best_params, self._best_state = params, state
+            self.best_val_acc, self.best_epoch = val_acc, epoch
+        self.train_acc_history.append(train_acc)
+        self.val_acc_history.append(val_acc)
+
     def check_accuracy(
         self, X: Array, y: Array, num_samples: int | None = None, batch_size: int | None = None, tta: str = "none"
     ) -> float:
@@ -580,29 +592,39 @@ class Solver(Resumable):
         num_samples : int, optional
             Look at so many, drawn at random with replacement, if there are more.
         batch_size : int, optional
-            How many go through the model at a time: 100, or as many as in training where these are more.
+            How many go through the model at a time: 100, or as many as in training where these are more. Where memory
+            is short, fewer do.
         tta : str
             Test-time augmentation: ``"none"``, ``"mirror"`` or ``"mirror-translate"``.
+
+        Raises
+        ------
+        OutOfMemory
+            Where memory is too short for a single example.
         """
         self._follow_model()
         xp = self.backend.namespace
-        batch_size = max(BATCH_SIZE, self.batch_size) if batch_size is None else batch_size
+        at_a_time = self._at_a_time if batch_size is None else batch_size
         X, y = self.backend.asarray(X), self.backend.asarray(y)
         if y.shape != X.shape[:1]:
             shapes = f"{tuple(X.shape)} and {tuple(y.shape)}"
             raise SettingError(f"check_accuracy: expected X (N, ...) and y (N,); received {shapes}")
-        if X.shape[0] == 0 or batch_size < 1 or (num_samples is not None and num_samples < 1):
-            received = f"{X.shape[0]} examples, num_samples {num_samples} and batch_size {batch_size}"
+        if X.shape[0] == 0 or at_a_time < 1 or (num_samples is not None and num_samples < 1):
+            received = f"{X.shape[0]} examples, num_samples {num_samples} and batch_size {at_a_time}"
             raise SettingError(f"check_accuracy: expected at least one of each; received {received}")
+        indices: Array | None = None
         if num_samples is not None and X.shape[0] > num_samples:
             indices = self._evaluation.integers(0, X.shape[0], num_samples, self.backend)
-            X, y = xp.take(X, indices, axis=0), xp.take(y, indices, axis=0)
+            y = xp.take(y, indices, axis=0)
 
-        def score(x: Array) -> Array:
+        def score(batch: Array) -> Array:
+            x = batch if indices is None else xp.take(X, batch, axis=0)
             return tta_scores(self.model.loss, self.augment.evaluate(x, self.dtype), tta)
 
-        labels = best_labels(score, X, batch_size, self.backend)
-        return float(xp.count_nonzero(labels == y)) / X.shape[0]
+        labels, fits = best_labels(score, X if indices is None else indices, at_a_time, self.backend)
+        if batch_size is None:
+            self._at_a_time = fits
+        return float(xp.count_nonzero(labels == y)) / y.shape[0]
 
     def _restore_best(self) -> None:
         """Put the best weights in the place of the last; averages and sums go on from there."""
