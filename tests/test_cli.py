@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from xpnn import cli
+from xpnn.backend import Backend
 from xpnn.data import load_cifar10, load_digits
 from xpnn.training import Callback, checkpoint
 
@@ -649,6 +650,26 @@ def test_too_little_memory_is_one_line_and_status_2(xpnn, monkeypatch):
 
     monkeypatch.setattr(cli, "build_model", allocate)
     assert xpnn("train", *QUICK)[::2] == (2, "xpnn: not enough memory: Unable to allocate 3.64 TiB\n")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_data_that_do_not_fit_are_one_line_that_names_the_flag_and_nothing_is_written(
+    xpnn, monkeypatch, tmp_path, command
+):
+    def asarray(self, x, *args, real=Backend.asarray, **kwargs):
+        if getattr(x, "shape", ()) == (200, 1, 8, 8):
+            raise MemoryError("Unable to allocate 3.64 TiB")
+        return real(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(Backend, "asarray", asarray)
+    status, _, err = xpnn(command, *QUICK)
+    assert status == 2
+    assert err == (
+        "xpnn: --num-train: expected fewer images or a smaller net, which fit into memory together; received more "
+        "(Solver: expected fewer examples, which fit into memory; "
+        "received X_train (200, 1, 8, 8) of uint8, 0.0 MB (Unable to allocate 3.64 TiB))\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_needs_a_gpu(xpnn, monkeypatch):

@@ -18,7 +18,7 @@ class CheckpointError(XpnnError, ValueError):
 
 
 class OutOfMemory(XpnnError, MemoryError):
-    """A training step needs more memory than there is."""
+    """There is not enough memory for a net, for its data, or for work on a batch of them."""
 
 
 class SettingError(XpnnError, ValueError):

@@ -6,8 +6,9 @@ import weakref
 import numpy as np
 import pytest
 
-from training.solvers import CourseModel, make_solver
+from training.solvers import CourseModel, make_net, make_solver
 from xpnn import Model
+from xpnn import backend as backends
 from xpnn.errors import OutOfMemory
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, Sequential
 from xpnn.optim import EMA
@@ -215,3 +216,79 @@ def test_what_memory_was_too_short_for_is_said_and_what_was_held_is_free_again()
         work()
     assert str(error.value) == "expected more (out of memory)"
     assert held[0]() is None
+
+
+# Data and models
+
+
+@pytest.fixture
+def a_backend_with_room(monkeypatch):
+    """A function that leaves a backend room for arrays of so many bytes at most, or for those of any size."""
+
+    def leave(name, most):
+        backend = backends.get(name)
+        if not backend.is_available():
+            pytest.skip(backend.reason)
+
+        def short(real):
+            def call(x, *args, **kwargs):
+                result = real(x, *args, **kwargs)
+                itemsize = np.dtype(backends.dtype_name(result.dtype)).itemsize
+                if np.prod(result.shape) * itemsize > most:
+                    raise MemoryError("Unable to allocate 3.64 TiB")
+                return result
+
+            return call
+
+        for method in ("asarray", "zeros"):
+            monkeypatch.setattr(backend, method, short(getattr(type(backend), method).__get__(backend)))
+
+    return leave
+
+
+def test_data_that_do_not_fit_are_named_with_their_size(a_backend_with_room):
+    model = make_net()
+    a_backend_with_room("numpy", 60 * 6 * 4 - 1)
+    with pytest.raises(OutOfMemory) as error:
+        make_solver(model)
+    assert str(error.value) == (
+        "Solver: expected fewer examples, which fit into memory; "
+        "received X_train (60, 6) of float32, 0.0 MB (Unable to allocate 3.64 TiB)"
+    )
+
+
+def test_a_model_that_moves_to_where_its_data_do_not_fit_is_trained_once_they_do(a_backend_with_room):
+    solver, plain = make_solver(), make_solver()
+    solver.train()
+    plain.train()
+    solver.model.to("torch")
+    a_backend_with_room("torch", 60 * 6 * 4 - 1)
+    with pytest.raises(OutOfMemory, match=r"^Solver: expected fewer examples, .*; received X_train \(60, 6\) of "):
+        solver.train()
+    assert (solver.iteration, solver.backend.name) == (24, "numpy")
+    a_backend_with_room("torch", 10**9)
+    for each in (solver, plain):
+        each.train()
+    np.testing.assert_allclose(solver.loss_history, plain.loss_history, rtol=1e-4)
+
+
+def test_a_model_that_does_not_fit_says_so(a_backend_with_room):
+    a_backend_with_room("numpy", 100)
+    with pytest.raises(OutOfMemory) as error:
+        make_net()
+    assert str(error.value) == (
+        "model: expected a net whose parameters fit into memory; received one with more (Unable to allocate 3.64 TiB)"
+    )
+
+
+def test_a_model_whose_rule_keeps_too_much_says_so(monkeypatch):
+    def optimizer(*args, **kwargs):
+        raise MemoryError("Unable to allocate 3.64 TiB")
+
+    monkeypatch.setattr(solver_module, "Optimizer", optimizer)
+    with pytest.raises(OutOfMemory) as error:
+        make_solver()
+    assert str(error.value) == (
+        "Solver: expected memory for gradients and what the update rule keeps; received too little "
+        "(Unable to allocate 3.64 TiB)"
+    )

@@ -2,8 +2,17 @@
 
 from collections.abc import Mapping
 
-from xpnn.backend import Array, Backend, dtype_name, is_integer
+from xpnn.backend import Array, Backend, dtype_name, is_array, is_integer
 from xpnn.errors import SettingError
+from xpnn.out_of_memory import memory_for
+
+
+def moved(name: str, x: Array, backend: Backend) -> Array:
+    """Return an array of the data on a backend; raise `OutOfMemory`, which names it, where there is no room for it."""
+    form = f" {tuple(x.shape)} of {dtype_name(x.dtype)}" if is_array(x) else ""
+    size = f", {x.nbytes / 1e6:,.1f} MB" if hasattr(x, "nbytes") else ""
+    with memory_for(f"Solver: expected fewer examples, which fit into memory; received {name}{form}{size}"):
+        return backend.asarray(x)
 
 
 def take_split(data: Mapping[str, Array], split: str, backend: Backend, num_classes: int | None) -> tuple[Array, Array]:
@@ -29,11 +38,13 @@ def take_split(data: Mapping[str, Array], split: str, backend: Backend, num_clas
     ------
     SettingError
         When one is missing or empty, they differ in length, or the labels are no integers in range.
+    OutOfMemory
+        When there is no room for one on the backend.
     """
     for key in (f"X_{split}", f"y_{split}"):
         if key not in data:
             raise SettingError(f"Solver: expected data to have {key}; received {', '.join(data) or 'nothing'}")
-    X, y = backend.asarray(data[f"X_{split}"]), backend.asarray(data[f"y_{split}"])
+    X, y = (moved(f"{name}_{split}", data[f"{name}_{split}"], backend) for name in "Xy")
     if X.ndim == 0 or X.shape[0] == 0 or y.shape != X.shape[:1]:
         shapes = f"{tuple(X.shape)} and {tuple(y.shape)}"
         raise SettingError(f"Solver: expected X_{split} (N, ...) and y_{split} (N,), N > 0; received {shapes}")

@@ -25,7 +25,7 @@ from xpnn.layers import Layer, Sequential, softmax_loss
 from xpnn.layers.layer import are_plain
 from xpnn.layers.precision import HALVES, narrowed, widened
 from xpnn.models import torch_weights
-from xpnn.out_of_memory import in_parts
+from xpnn.out_of_memory import in_parts, memory_for
 from xpnn.parameters import Parameters
 from xpnn.random import DROPOUT, Generator, as_generator
 
@@ -70,6 +70,8 @@ class Model:
         When a layer does not take the shape that reaches it; the message names the layer.
     SettingError (a ValueError)
         For another dtype, one that the backend has not, or an impossible `reg`.
+    OutOfMemory (a MemoryError)
+        Where there is no room for the parameters.
 
     Source for half precision: Micikevicius et al., "Mixed precision training", ICLR 2018.
     """
@@ -103,7 +105,8 @@ class Model:
             raise SettingError(f"model: expected a dtype out of {', '.join(DTYPES)}; received {self.compute_dtype!r}")
         self.backend.dtype(self.compute_dtype)  # or it says that it has none
         self._working: Parameters | None = None
-        self._build(self.compute_dtype, as_generator(rng))
+        with memory_for("model: expected a net whose parameters fit into memory; received one with more"):
+            self._build(self.compute_dtype, as_generator(rng))
 
     def _build(self, dtype: str, rng: Generator) -> None:
         leaves = list(self.net.walk(self.input_shape))

@@ -16,6 +16,7 @@ from xpnn.losses import softmax_loss
 from xpnn.models import Model
 from xpnn.models.model import best_labels
 from xpnn.optim import EMA
+from xpnn.out_of_memory import memory_for
 from xpnn.random import Generator
 from xpnn.training import checkpoint
 from xpnn.training.callbacks import Callback
@@ -64,6 +65,7 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
     return model
 
 
+@memory_for("--num-train: expected fewer images or a smaller net, which fit into memory together; received more")
 def build_solver(settings: Settings, model: Model, dataset: Dataset, callbacks: Sequence[Callback] = ()) -> Solver:
     """Return the Solver of a run; it prints nothing by itself.
 
@@ -71,6 +73,8 @@ def build_solver(settings: Settings, model: Model, dataset: Dataset, callbacks: 
     ------
     SettingError
         When the images are not of a size that the augmentation takes.
+    OutOfMemory
+        When there is no room for the images, or for what is kept of each parameter.
     """
     config, groups = RECIPES[settings.model].optimizer(settings, model)
     return Solver(

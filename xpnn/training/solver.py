@@ -20,7 +20,7 @@ from xpnn.backend import Array, Fetched
 from xpnn.data import Dataset
 from xpnn.data.augmentation import Batch, Compose, Transform, as_compose
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
-from xpnn.data.splits import take_split
+from xpnn.data.splits import moved, take_split
 from xpnn.data.tta import check_level, tta_scores
 from xpnn.errors import OutOfMemory, SettingError
 from xpnn.kernels import fast_path
@@ -43,6 +43,8 @@ from xpnn.training.resumable import Resumable
 
 REDUCTIONS = ("mean", "sum")
 BATCH_SIZE = 100  # of accuracy checks: no more than this, unless training takes more
+_DATA = ("X_train", "y_train", "X_val", "y_val")
+_TOO_LITTLE = "Solver: expected memory for gradients and what the update rule keeps; received too little"
 
 
 class Solver(Resumable):
@@ -133,6 +135,8 @@ class Solver(Resumable):
     ------
     SettingError (a ValueError)
         For an unknown setting or an impossible value.
+    OutOfMemory (a MemoryError)
+        Where memory is too short for the data, for what is kept of each parameter, or by `train` for a step.
 
     Source: UCLA ECE C147, homework 4; built on Stanford CS231n, assignment 2.
     """
@@ -187,13 +191,14 @@ class Solver(Resumable):
         self.print_every, self.verbose = _whole("print_every", print_every), verbose
 
         config = _config(optim_config)
-        self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
+        with memory_for(_TOO_LITTLE):
+            self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
+            self._accumulated = GradientSum(model.params) if self.accumulate > 1 else None
+            self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
         _check_average(average, model)
         if average is not None and isinstance(model, Model):
             average.include(partial(getattr, model, "state"))
         self.average = average
-        self._accumulated = GradientSum(model.params) if self.accumulate > 1 else None
-        self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
         is_half = isinstance(model, Model) and model.compute_dtype == "float16"
         self._loss_scale = LossScale(self.backend) if is_half else None
         generator = as_generator(seed)
@@ -322,10 +327,11 @@ class Solver(Resumable):
         if not isinstance(self.model, Model) or self.model.backend is self.backend:
             return
         self._read_losses()
-        self.backend, self._finite = self.model.backend, None
-        for name in ("X_train", "y_train", "X_val", "y_val"):
-            setattr(self, name, self.backend.asarray(getattr(self, name)))
-        self._gradients = {"grads": self.model.params.like()}
+        data = {name: moved(name, getattr(self, name), self.model.backend) for name in _DATA}
+        with memory_for(_TOO_LITTLE):
+            gradients = self.model.params.like()
+        vars(self).update(data)  # all of it, as there is room
+        self.backend, self._finite, self._gradients = self.model.backend, None, {"grads": gradients}
         self._order = None if self._order is None else self.backend.asarray(self._order)
         for follower in (self._accumulated, self._loss_scale):
             if follower is not None:
@@ -334,6 +340,7 @@ class Solver(Resumable):
 
     def _iterate(self) -> None:
         """One step, and what is due after it."""
+        self._follow_model()
         started, rate = time.perf_counter(), self.optimizer.learning_rate
         iteration, shortage = self.iteration, shortage_in(self._step)
         if shortage and self.iteration == iteration and self._recorder.give_up(self):
@@ -361,7 +368,6 @@ class Solver(Resumable):
 
     def _step(self) -> None:
         """One batch: loss and gradients, and an update where it is the last of a step."""
-        self._follow_model()
         row = self.iteration % self.iterations_per_epoch
         if row == 0 or self._order is None:
             self._order_state = self._batches.state
@@ -605,7 +611,7 @@ class Solver(Resumable):
         self._follow_model()
         xp = self.backend.namespace
         at_a_time = self._at_a_time if batch_size is None else batch_size
-        X, y = self.backend.asarray(X), self.backend.asarray(y)
+        X, y = moved("X", X, self.backend), moved("y", y, self.backend)
         if y.shape != X.shape[:1]:
             shapes = f"{tuple(X.shape)} and {tuple(y.shape)}"
             raise SettingError(f"check_accuracy: expected X (N, ...) and y (N,); received {shapes}")
@@ -628,7 +634,8 @@ class Solver(Resumable):
 
     def _restore_best(self) -> None:
         """Put the best weights in the place of the last; averages and sums go on from there."""
-        self._last = {} if self.diverged else copied(self._weight_arrays())
+        with memory_for("Solver: expected memory for a copy of the last weights; received too little"):
+            self._last = {} if self.diverged else copied(self._weight_arrays())
         if self.best_params:
             self._load_model(self.best_arrays())
         if self.average is not None and self.best_params:
