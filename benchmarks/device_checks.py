@@ -343,6 +343,25 @@ def recorded() -> str:
     return f"{(during - before) / 1e6:.0f} MB, then {(after - before) / 1e6:.0f} MB"
 
 
+@check("the peak of memory has what is free again and a graph's own pool")
+def peak_of_memory() -> str:
+    import cupy
+
+    from xpnn.backend import get
+    from xpnn.kernels.cupy.graph import Graph
+
+    backend, x, peaks = get("cupy"), cupy.ones(10**7, dtype="float32"), []
+    for work in (lambda: x + 1, lambda: x * 2):  # compiled before; the second takes the first one's place
+        work()
+    backend.free_memory()
+    peaks.append(backend.peak_memory() / 1e6)
+    graph = Graph(lambda: (x + 1) * 2)
+    peaks.append(backend.peak_memory() / 1e6)
+    graph.release()
+    assert 80 <= peaks[0] < 120 <= peaks[1], f"of 80 MB and 120 MB: {peaks}"
+    return f"{peaks[0]:.0f} MB, then {peaks[1]:.0f} MB"
+
+
 @check("random numbers go on from replay to replay")
 def random_numbers() -> None:
     from xpnn.kernels.cupy.graph import Graph

@@ -21,9 +21,9 @@ from stand_in import KernelError
 
 import test_cuda
 from test_kernels import normals
-from training.solvers import image_data, make_data
+from training.solvers import image_data, make_data, make_solver
 from xpnn import Model, Solver, kernels
-from xpnn.backend import CuPy
+from xpnn.backend import CuPy, get
 from xpnn.data import Dataset
 from xpnn.data.augmentation import (
     AlternatingFlip,
@@ -35,7 +35,7 @@ from xpnn.data.augmentation import (
     RandomCrop,
     RandomFlip,
 )
-from xpnn.errors import SettingError
+from xpnn.errors import OutOfMemory, SettingError
 from xpnn.kernels import fast_path
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential
 from xpnn.losses import softmax_loss
@@ -473,7 +473,7 @@ def test_memory_that_a_recording_leaves_too_short_is_given_back(cupy, monkeypatc
     assert solver.graph_reason == "memory is short beside a recorded step"
     assert solver.epoch == 3
     assert len(pools) == 1
-    assert pools[0].is_freed
+    assert pools[0].total_bytes() == 0
 
 
 def test_a_recorded_step_that_leaves_no_memory_for_an_accuracy_check_is_given_up(cupy, monkeypatch):
@@ -538,13 +538,79 @@ def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbe
     assert_same_training(plain, tried)
 
 
+def test_the_peak_of_memory_is_the_most_that_was_held_whatever_is_free_since(cupy):
+    backend, pool = get("cupy"), cupy.get_default_memory_pool()
+    before = backend.peak_memory()
+    assert before == pool.total_bytes()
+    x = cupy.empty(10**6, "uint8")
+    assert backend.peak_memory() == before + 10**6
+    del x
+    y = cupy.empty(10**6, "uint8")  # where that was
+    assert backend.peak_memory() == before + 10**6
+    del y
+    cupy.empty(3 * 10**6, "uint8")  # nobody looks while it is there
+    backend.free_memory()
+    assert pool.total_bytes() == pool.used_bytes()
+    assert backend.peak_memory() == before + 3 * 10**6
+
+
+def test_the_peak_of_memory_has_the_pool_of_what_is_recorded(cupy):
+    backend, x = get("cupy"), cupy.zeros(10**6, "float32")
+    recorded = recorder()(lambda: x + 1)
+    assert backend.peak_memory() >= cupy.get_default_memory_pool().total_bytes() + 4 * 10**6
+    recorded.release()
+    assert sum(pool.total_bytes() for pool in CuPy.pools) == 0
+
+
+def test_a_recorded_step_that_is_given_up_counts_for_the_peak_of_its_epoch(cupy, monkeypatch):
+    held, log = [], []
+
+    class Metrics(Callback):
+        only_looks = True
+
+        def on_epoch(self, solver, metrics):
+            log.append(metrics)
+
+    def loss(model, X, y=None, real=Model.loss, **options):
+        if len(CuPy.pools) and y is not None and X.shape[0] < 13:
+            much = cupy.empty(10**7, "uint8")
+            held.append(sum(pool.total_bytes() for pool in (cupy.get_default_memory_pool(), *CuPy.pools)))
+            raise MemoryError(f"out of memory beside {much.nbytes} bytes")
+        return real(model, X, y, **options)
+
+    monkeypatch.setattr(Model, "loss", loss)
+    settings = {"batch_size": 13, "sampling": "shuffle", "drop_last": False, "num_epochs": 1, "callbacks": [Metrics()]}
+    with pytest.warns(RuntimeWarning, match="memory is short beside a recorded step"):
+        trained("auto", FullyConnectedNet([1000], 6, 3, backend="cupy", rng=0), **settings)
+    assert log[0]["peak_mb"] < 2
+    assert log[-1]["peak_mb"] == round(held[0] / 1e6, 1) > 10
+
+
+def test_accuracies_are_the_same_where_memory_is_too_short_for_so_many_examples_at_a_time(cupy):
+    pool, solver = cupy.get_default_memory_pool(), make_solver(dense(), num_train_samples=None)
+    X, y = solver.X_train, solver.y_train
+    enough = solver.check_accuracy(X, y)
+    pool.set_limit(size=pool.used_bytes() + 2500)
+    assert solver.check_accuracy(X, y) == enough
+    assert solver._at_a_time < len(X)
+
+
+def test_data_that_the_device_has_no_room_for_are_named(cupy):
+    pool, model = cupy.get_default_memory_pool(), dense()
+    pool.set_limit(size=pool.used_bytes() + 1000)
+    with pytest.raises(OutOfMemory) as error:
+        make_solver(model)
+    expected = "expected fewer examples, which fit into memory; received X_train (60, 6) of float32, 0.0 MB"
+    assert str(error.value).startswith(f"Solver: {expected} (Out of memory allocating 1,440 bytes (limit set to: ")
+
+
 @pytest.mark.parametrize("work", [lambda: 1, lambda: 1 / 0])
-def test_memory_is_given_back_where_a_recording_goes_or_fails(cupy, work):
+def test_memory_is_given_back_where_a_recording_goes_or_fails(cupy, monkeypatch, work):
     freed = []
-    cupy.cuda.MemoryPool.free_all_blocks = lambda self: freed.append(1)
+    monkeypatch.setattr(cupy.cuda.MemoryPool, "free_all_blocks", lambda self: freed.append(self))
     with contextlib.suppress(ZeroDivisionError):
         recorder()(work)
-    assert freed
+    assert [pool for pool in freed if pool is not cupy.get_default_memory_pool()]
 
 
 def test_weights_may_be_replaced_between_epochs(cupy):

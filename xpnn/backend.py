@@ -185,7 +185,11 @@ class Backend:
         return ""
 
     def peak_memory(self) -> int | None:
-        """The most bytes that this process has held at a time, where the arrays live; None where nobody counts them."""
+        """The most bytes that this process has held at a time since it began; None where nobody counts them.
+
+        All of its memory on the host, or on a CUDA device what CuPy has taken for arrays, those that are free again and
+        wait for others to take their place included: neither what the driver and the libraries need themselves.
+        """
         try:
             import resource
         except ImportError:  # Windows
@@ -289,7 +293,7 @@ class CuPy(Backend):
     def peak_memory(self) -> int | None:
         import cupy
 
-        # A pool grows, and gives nothing back by itself.
+        # A pool grows: it gives back what is free where memory runs short, and hardly held more than there is then.
         pools = cupy.get_default_memory_pool(), *self.pools
         self._peak = max(self._peak, sum(pool.total_bytes() for pool in pools))
         return self._peak

@@ -74,7 +74,7 @@ class Launch(NamedTuple):
 
 launches: list[Launch] = []  # since `installed`, or what the test has cleared
 waits: list[str] = []  # the same: what waits for a device, as `float(x)` does, or for memory on its way there
-computed: list[np.ndarray] = []  # the same: what CuPy's own functions have written, by a launch each or more
+computed: list[int] = []  # the same: sizes of what CuPy's own functions have written, by a launch each or more
 asked: list[Callable] = []  # the same: work that libraries were asked for
 watched = True  # whether memory_watch.cpp looks at what kernels access, which takes its time
 backwards = False  # whether blocks and threads run from the last to the first: no result may depend on it
@@ -100,7 +100,7 @@ class Memory(np.ndarray):
         memory.stop = memory.start + size
         memory.view(np.ndarray)[memory.start : memory.stop] = UNWRITTEN
         cls.alive[memory.ctypes.data + memory.start, memory.ctypes.data + memory.stop] = _root(memory)
-        return memory
+        return _allocated(memory, size)
 
     def is_whole(self) -> bool:
         plain = self.view(np.ndarray)
@@ -223,7 +223,7 @@ def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
     """Call a function of NumPy's, which writes into an array or returns new ones; while a graph is captured, later."""
     kwargs = {} if kwargs is None else kwargs
     if into is not None:
-        computed.append(into)
+        computed.append(into.size)
         if _capture is None:
             function(*_plain(args), **_plain(kwargs))
         else:
@@ -236,13 +236,17 @@ def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
     ]
     if not arrays or any(_overlap(x, arg) for x in arrays for arg in _arrays_in((args, kwargs))):
         return _on_device(result)
-    computed.extend(arrays)
+    computed.extend(x.size for x in arrays)
+    new = arrays if _capture is None else [_capture.hold(np.array(x)) for x in arrays]
+    for x in new:
+        if isinstance(x, np.ndarray):  # and no number
+            _allocated(x, x.nbytes)
     if _capture is None:
         result = _on_device(result)
         for x in result if isinstance(result, tuple | list) else [result]:
             Memory.alive[np.lib.array_utils.byte_bounds(x)] = _root(x)
         return result
-    call, new = _capture.remembered((args, kwargs)), [_capture.hold(np.array(x)) for x in arrays]
+    call = _capture.remembered((args, kwargs))
 
     def compute():
         again = _call(function, call)
@@ -708,15 +712,51 @@ class Graph:
             work()
 
 
+class Blocks:
+    """What an allocator gives a pool."""
+
+    def __init__(self, size):
+        self.size = size
+
+
 class MemoryPool:
-    def __init__(self, allocator):
-        self.is_freed = False
+    """Counts bytes, which lie elsewhere: it asks for more where its arrays do not fit, and keeps what they free."""
+
+    def __init__(self, allocator=Blocks):
+        self.allocator, self.used, self.held, self.limit = allocator, 0, 0, math.inf
 
     def malloc(self, size):
-        raise NotImplementedError
+        """Return what gives it back."""
+        if self.used + size > self.limit:
+            raise MemoryError(f"Out of memory allocating {size:,} bytes (limit set to: {self.limit:,} bytes).")
+        more = self.used + size - self.held
+        if more > 0:
+            self.allocator(more)
+            self.held += more
+        self.used += size
+        return functools.partial(self._free, size)
+
+    def _free(self, size):
+        self.used -= size
+
+    def used_bytes(self):
+        return self.used
+
+    def total_bytes(self):
+        return self.held
+
+    def set_limit(self, *, size):
+        self.limit = size or math.inf
 
     def free_all_blocks(self):
-        self.is_freed = True
+        self.held = self.used
+
+
+def _allocated(x: np.ndarray, size: int):
+    """Count the array in the current pool, until it is gone."""
+    give_back = (allocators[-1] if allocators else pool.malloc)(int(size))
+    weakref.finalize(_root(x), give_back).atexit = False
+    return x
 
 
 @contextlib.contextmanager
@@ -730,6 +770,7 @@ def using_allocator(allocator):
 
 _capture: Capture | None = None
 allocators: list[Callable] = []
+pool = MemoryPool()  # CuPy's own, since `installed`
 streams = [Stream()]  # the last is the current one
 
 
@@ -752,9 +793,7 @@ def _modules() -> dict[str, types.ModuleType]:
     own = (ndarray, RawModule, RawKernel, empty, empty_like, full, zeros, ones, asarray, array, ascontiguousarray)
     for function in (*own, asnumpy):
         setattr(cupy, function.__name__, function)
-    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
-        total_bytes=lambda: 0, used_bytes=lambda: 0, free_all_blocks=lambda: None
-    )
+    cupy.get_default_memory_pool = lambda: pool
 
     def of_numpy(name: str):
         if name.startswith("__"):
@@ -781,6 +820,8 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda = types.SimpleNamespace(
         get_current_stream=lambda: streams[-1],
         get_elapsed_time=get_elapsed_time,
+        Memory=Blocks,
+        MemoryPointer=lambda memory, offset: memory,
         **{x.__name__: x for x in (Event, Stream, MemoryPool, using_allocator)},
     )
     modules["cupyx"].empty_pinned = empty_pinned
@@ -801,6 +842,8 @@ def installed() -> Iterator[types.ModuleType]:
     for seen in (launches, waits, computed, asked, pinned, copies):
         seen.clear()
     clock.host = clock.device = 0.0
+    global pool
+    pool = MemoryPool()
     try:
         for name in modules:
             del sys.modules[name]

@@ -140,6 +140,17 @@ def test_a_copy_knows_how_many_examples_there_is_room_for():
     assert sizes == [15, 15]
 
 
+def test_there_may_be_more_room_where_the_model_moves_to():
+    solver = make_solver(model_with(Room(60, 20)))
+    solver.check_accuracy(solver.X_val, solver.y_val)
+    sizes = scored(solver.model)
+    sizes.clear()
+    solver.model.to("array-api-strict")
+    solver.model.net.layers["room1"].scored = 10**9
+    solver.check_accuracy(solver.X_val, solver.y_val)
+    assert sizes == [30]
+
+
 def test_a_check_with_a_batch_size_of_its_own_is_no_matter_of_the_others():
     solver = make_solver(model_with(Room(60, 20)))
     sizes = scored(solver.model)

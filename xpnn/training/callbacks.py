@@ -38,8 +38,9 @@ class Callback:
     def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
         """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds, peak_mb.
 
-        Epoch 0 is the check after the first iteration. The peak is of memory so far, in millions of bytes: of the
-        process, or of what CuPy holds on the device; None where nobody counts it.
+        Epoch 0 is the check after the first iteration. The peak, in millions of bytes, is that of the process so far,
+        and so never falls from one epoch to the next: of its memory on the host, or on a CUDA device of what CuPy has
+        taken for arrays, as `Backend.peak_memory` counts it; None where nobody counts it.
         """
 
     def on_train_end(self, solver: "Solver") -> None:

@@ -155,6 +155,7 @@ class RecordedStep:
         return loss
 
     def release(self) -> None:
+        self._solver.backend.peak_memory()  # which has this memory in it
         self._replay.release()
 
     def is_current(self, indices: Array) -> bool:

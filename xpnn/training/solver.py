@@ -332,6 +332,7 @@ class Solver(Resumable):
             gradients = self.model.params.like()
         vars(self).update(data)  # all of it, as there is room
         self.backend, self._finite, self._gradients = self.model.backend, None, {"grads": gradients}
+        self._at_a_time = max(BATCH_SIZE, self.batch_size)
         self._order = None if self._order is None else self.backend.asarray(self._order)
         for follower in (self._accumulated, self._loss_scale):
             if follower is not None:
