@@ -29,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -282,8 +282,10 @@ def complain(what: object, error: object) -> None:
     print(f"{what}: {error}", file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the words ask for, by default those of the command line; SystemExit with one line for what cannot be."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("gpu.py", description=__doc__, formatter_class=form)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3600, help="for everything; what does not fit is named")
     parser.add_argument("--works", nargs="*", default=list(BATCHES), choices=list(BATCHES), metavar="WORK")
@@ -297,14 +299,21 @@ def main() -> int:
     parser.add_argument("--trainings", type=int, default=5, help="how many are timed")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--rate", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    if args.time_to is not None and args.data is None:
+        parser.error("--time-to: expected --data FOLDER, which holds CIFAR-10")
+    if args.data is not None and not Path(args.data).exists():
+        parser.error(f"--data: expected a folder or archive; there is no {args.data}")
+    return args
+
+
+def main() -> int:
+    args = options()
     if args.one or args.rate:
         return answer(args)
     if reason := no_device():
         complain("gpu.py", f"expected a CUDA device; received none ({reason})")
         return 2
-    if args.time_to is not None and args.data is None:
-        parser.error("--time-to: expected --data FOLDER, which holds CIFAR-10")
 
     from machine import describe_device
 

@@ -3,6 +3,7 @@
 python benchmarks/gpu_check.py                      needs the extras cuda13, cudnn and test, and torch for comparisons
 python benchmarks/gpu_check.py --seconds 570        all within so long: the tests take 60 % of it at most
 python benchmarks/gpu_check.py --tests-only         without the benchmarks;  --benchmarks-only  with nothing else
+python benchmarks/gpu_check.py -- --time-to 0.94 --data FOLDER      what follows the dashes is for gpu.py
 
 In this order: the tests of kernels, graphs and fast paths, all others under ``pytest --backend cupy``, ``xpnn check``,
 the checks of device_checks.py, gpu.py. A short table comes last. The exit status is 1 where something failed or did not
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import device_checks
+import gpu
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("tests/test_kernels.py", "tests/training/test_recorded.py", "tests/training/test_fast_paths.py")
@@ -33,7 +35,7 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def run(name: str, command: Sequence[str], seconds: float) -> Outcome:
+def run(name: str, command: Sequence[str], seconds: float, folder: Path = ROOT) -> Outcome:
     """Run a command, its output going on to ours; the last line of it is the outcome's words."""
     print(f"\n== {name}", flush=True)
     began, last = time.perf_counter(), ""
@@ -41,7 +43,7 @@ def run(name: str, command: Sequence[str], seconds: float) -> Outcome:
         return Outcome(name, False, "no time was left", 0.0)
     limited = ["timeout", "-s", "INT", "-k", str(PATIENCE), str(seconds), *command]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(limited, cwd=ROOT, text=True, **both) as process:
+    with subprocess.Popen(limited, cwd=folder, text=True, **both) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -119,9 +121,11 @@ def main() -> int:
     either.add_argument("--tests-only", action="store_true", help="no benchmarks")
     either.add_argument("--benchmarks-only", action="store_true", help="no tests and checks")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="for gpu.py, such as --works airbench")
     args = parser.parse_args()
     if args.one:
         return answer(args.one)
+    gpu.options(args.options)  # or it says what is wrong with them now, and not after the tests
     if reason := no_device():
         print(f"gpu_check.py: expected a CUDA device; received none ({reason})", file=sys.stderr)
         return 2
@@ -137,7 +141,8 @@ def main() -> int:
     if not args.tests_only:
         left = until - time.perf_counter()
         command = [sys.executable, str(Path(__file__).parent / "gpu.py"), "--seconds", f"{left - PATIENCE:.0f}"]
-        outcomes.append(run("benchmarks", command + (["--out", args.out] if args.out else []), left))
+        command += [*(["--out", args.out] if args.out else []), *args.options]
+        outcomes.append(run("benchmarks", command, left, Path.cwd()))  # where its files are looked for
     print("\n== in short")
     for line in table(outcomes):
         print(line)

@@ -526,7 +526,7 @@ def test_a_small_check_is_a_line_and_its_failure_another(gpu_check, monkeypatch,
 
 
 def test_one_failure_is_exit_status_1_and_the_table_comes_last(gpu_check, monkeypatch, capsys):
-    def run(name, command, seconds):
+    def run(name, command, seconds, folder=None):
         return gpu_check.Outcome(name, name != "xpnn check", "its last line", 2.0)
 
     monkeypatch.setattr(gpu_check, "no_device", lambda: "")
@@ -540,6 +540,56 @@ def test_one_failure_is_exit_status_1_and_the_table_comes_last(gpu_check, monkey
     assert check == "FAILED       2 s  xpnn check: its last line"
     assert small.endswith(f"small checks: {len(gpu_check.device_checks.CHECKS)} ok, 0 FAILED")
     assert benchmarks == "ok           2 s  benchmarks: its last line"
+
+
+@pytest.fixture
+def commands(gpu_check, monkeypatch):
+    """Run the whole script, in which no command is run; return its status and the commands by name."""
+
+    def run(*flags):
+        commands = {}
+
+        def note(name, command, seconds, folder=gpu_check.ROOT):
+            commands[name] = command
+            assert folder == (Path.cwd() if name == "benchmarks" else gpu_check.ROOT)
+            return gpu_check.Outcome(name, True, "", 0.0)
+
+        monkeypatch.setattr(gpu_check, "no_device", lambda: "")
+        monkeypatch.setattr(gpu_check, "run", note)
+        monkeypatch.setattr(gpu_check, "_check", lambda name, seconds: (True, ""))
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", *flags])
+        return gpu_check.main(), commands
+
+    return run
+
+
+def test_what_follows_two_dashes_is_for_the_benchmarks(commands, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("cifar").mkdir()
+    more = ("--time-to", "0.94", "--data", "cifar", "--works", "airbench", "4 x 500", "--dtypes", "float16")
+    status, found = commands("--seconds", "100", "--out", "found.json", "--", *more)
+    assert status == 0
+    _, script, *flags = found["benchmarks"]
+    assert script.endswith("gpu.py")
+    assert flags[0] == "--seconds"
+    assert flags[2:] == ["--out", "found.json", *more]
+    assert len(commands("--seconds", "100")[1]["benchmarks"]) == 4
+    assert not {"--time-to", "--works"} & {word for name in found if name != "benchmarks" for word in found[name]}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--time-to", "0.94"), "--time-to: expected --data FOLDER, which holds CIFAR-10"),
+        (("--time-to", "0.94", "--data", "nowhere"), "--data: expected a folder or archive; there is no nowhere"),
+        (("--works", "5 x 99"), "invalid choice: '5 x 99'"),
+    ],
+)
+def test_options_that_the_benchmarks_refuse_are_refused_before_anything_runs(commands, capsys, more, words):
+    with pytest.raises(SystemExit) as stop:
+        commands("--", *more)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 # ---- device_checks.py, what needs no emulation of CUDA: that is in test_cuda_checks.py
