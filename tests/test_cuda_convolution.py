@@ -1,6 +1,7 @@
 """Convolution for CuPy without cuDNN: windows as rows of a matrix, on the CPU."""
 
 import importlib
+import os
 
 import cublaslt_on_cpu
 import cudnn_on_cpu
@@ -11,7 +12,8 @@ import stand_in
 import test_cuda
 from layouts import LAYOUTS
 from test_kernels import CALLS, assert_same_results, channels_last, definition, normals
-from xpnn import kernels
+from xpnn import backend as backends
+from xpnn import cli, kernels
 from xpnn.windows import Window
 
 FORWARD = "layers.convolution.correlate"
@@ -215,6 +217,72 @@ def test_what_is_in_use_is_told(cupy, convolution, monkeypatch):
     assert convolution.describe().endswith("; the fastest of up to 8 plans")
     monkeypatch.setattr(convolution.cudnn, "AUTOTUNE", False)
     assert convolution.describe().endswith("; the heuristic's first plan")
+
+
+@pytest.fixture
+def info(monkeypatch, capsys):
+    """What `xpnn info` says of products and convolutions, with these variables in the environment."""
+    if stand_in.COMPILER is None:
+        pytest.skip("no g++ was found")
+    backend = backends.get("cupy")
+    for method in ("version", "device_name"):
+        monkeypatch.setattr(type(backend), method, lambda self: "a stand-in")
+
+    def lines(with_libraries, **variables):
+        for name in ("XPNN_TF32", "CUPY_TF32"):
+            monkeypatch.setenv(name, "")  # so that it is put back, whatever becomes of it
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with stand_in.installed():
+            if with_libraries:
+                cublaslt_on_cpu.install()
+                cudnn_on_cpu.install()
+            cli.info()
+        said = [line.partition(" of cupy: ") for line in capsys.readouterr().out.splitlines()]
+        return {what: words for what, _, words in said if words}
+
+    return lines
+
+
+EXACT, ROUNDED = (
+    "cuDNN 9.19.0, exact float32, by im2col and products where cuDNN has no exact plan; ",
+    "cuDNN 9.19.0, TF32; ",
+)
+
+
+@pytest.mark.parametrize(
+    ("variables", "precision", "convolutions"),
+    [
+        ({}, "exact float32", EXACT),
+        ({"XPNN_TF32": "0"}, "exact float32", EXACT),
+        ({"XPNN_TF32": "1"}, "TF32", ROUNDED),
+    ],
+)
+def test_info_says_whether_float32_is_exact(info, variables, precision, convolutions):
+    said = info(with_libraries=True, **variables)
+    assert said["products"] == f"cuBLASLt 13.5, {precision}"
+    assert said["convolutions"].startswith(convolutions)
+    assert os.environ.get("CUPY_TF32") == ("1" if precision == "TF32" else None)  # for what is left to CuPy
+
+
+@pytest.mark.parametrize(
+    ("variables", "precision"),
+    [
+        ({}, "exact float32"),
+        ({"XPNN_TF32": "1"}, "TF32"),
+        ({"CUPY_TF32": "1"}, "TF32"),
+        ({"CUPY_TF32": "0"}, "exact float32"),
+    ],
+)
+def test_info_says_whether_the_products_of_cupy_are_exact(info, variables, precision):
+    said = info(with_libraries=False, **variables)
+    assert said["products"] == f"cupy.matmul, {precision}; faster by cuBLASLt: pip install nvmath-python"
+
+
+def test_info_says_where_cupy_rounds_what_is_left_to_it(info):
+    words = "cuBLASLt 13.5, exact float32; CUPY_TF32 lets cupy.matmul round factors of what is left to it"
+    assert info(with_libraries=True, CUPY_TF32="1")["products"] == words
 
 
 def test_a_frontend_of_cudnn_that_does_not_fit_is_as_none_and_named(cupy, convolution, monkeypatch):

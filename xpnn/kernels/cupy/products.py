@@ -106,7 +106,12 @@ def _multiply_into(a: Any, b: Any, out: Any, add: bool) -> None:
 
 def describe() -> str:
     """By what products are computed, for people to read."""
-    lt, precision = cublaslt.library(), "TF32" if cublaslt.TF32 else "exact float32"
+    lt, cupy_rounds = cublaslt.library(), os.environ.get("CUPY_TF32", "0") != "0"  # as CuPy reads it
     if lt is None:
+        precision = "TF32" if cupy_rounds else "exact float32"
         return f"cupy.matmul, {precision}; faster by cuBLASLt: pip install nvmath-python"
-    return f"cuBLASLt {lt.get_version() // 10000}.{lt.get_version() // 100 % 100}, {precision}"
+    version = f"cuBLASLt {lt.get_version() // 10000}.{lt.get_version() // 100 % 100}"
+    if cublaslt.TF32:
+        return f"{version}, TF32"
+    left = "; CUPY_TF32 lets cupy.matmul round factors of what is left to it"
+    return f"{version}, exact float32" + left * cupy_rounds
