@@ -30,8 +30,8 @@ class Room(Layer):
 
     def forward(self, x, train=False):
         if not train:
-            self.sizes.append(len(x))
-        if len(x) > (self.most if train else self.scored):
+            self.sizes.append(x.shape[0])
+        if x.shape[0] > (self.most if train else self.scored):
             raise MemoryError("Unable to allocate 3.64 TiB")
         return x, None
 
@@ -141,6 +141,7 @@ def test_a_copy_knows_how_many_examples_there_is_room_for():
 
 
 def test_there_may_be_more_room_where_the_model_moves_to():
+    pytest.importorskip("array_api_strict")
     solver = make_solver(model_with(Room(60, 20)))
     solver.check_accuracy(solver.X_val, solver.y_val)
     sizes = scored(solver.model)
@@ -272,12 +273,12 @@ def test_a_model_that_moves_to_where_its_data_do_not_fit_is_trained_once_they_do
     solver, plain = make_solver(), make_solver()
     solver.train()
     plain.train()
-    solver.model.to("torch")
-    a_backend_with_room("torch", 60 * 6 * 4 - 1)
+    a_backend_with_room("array-api-strict", 60 * 6 * 4 - 1)
+    solver.model.to("array-api-strict")
     with pytest.raises(OutOfMemory, match=r"^Solver: expected fewer examples, .*; received X_train \(60, 6\) of "):
         solver.train()
     assert (solver.iteration, solver.backend.name) == (24, "numpy")
-    a_backend_with_room("torch", 10**9)
+    a_backend_with_room("array-api-strict", 10**9)
     for each in (solver, plain):
         each.train()
     np.testing.assert_allclose(solver.loss_history, plain.loss_history, rtol=1e-4)
