@@ -14,11 +14,13 @@ from pathlib import Path
 import nox
 
 TEST = ["pytest>=8", "hypothesis>=6"]
+WORKERS = ["pytest-xdist>=3.6"]  # a process for each core, of one thread
 TORCH = ["torch==2.13.0"]
 # CUDA's compiler, and the bindings of the libraries, whose names and numbers the tests compare: not the libraries.
 CUDA = ["cupy-cuda13x>=14", "ml-dtypes", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13"]
 CUDA += ["nvmath-python>=1.0", "cuda-bindings>=13.0.1,<14", "nvidia-cudnn-frontend==1.23.0"]
-CUDA_TESTS = "test_cu*.py"  # on an emulation of CUDA
+CUDA_TESTS = "test_cu*.py"  # on an emulation of CUDA: the session `kernels`
+OTHERS = f"--ignore-glob=tests/{CUDA_TESTS}"
 OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  # numpy, by Python
 
 HAS_GPU = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
@@ -43,36 +45,36 @@ def lint(session: nox.Session) -> None:
 def numpy(session: nox.Session, version: str) -> None:
     """The suite on NumPy, read-only arrays included."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    session.install(".", *TEST, f"numpy=={OLDEST[python]}" if version == "oldest" else "numpy")
+    session.install(".", *TEST, *WORKERS, f"numpy=={OLDEST[python]}" if version == "oldest" else "numpy")
     _pytest(session, "numpy")
 
 
 @nox.session
 def fast(session: nox.Session) -> None:
     """The suite on NumPy with the loops that numba compiles."""
-    session.install(".[test,fast]")
+    session.install(".[test,fast]", *WORKERS)
     _pytest(session, "numpy")
 
 
 @nox.session
 def strict(session: nox.Session) -> None:
     """The suite on array-api-strict, the stand-in for a GPU."""
-    session.install(".[test]")
+    session.install(".[test]", *WORKERS)
     _pytest(session, "array-api-strict")
 
 
 @nox.session
 def torch(session: nox.Session) -> None:
     """The suite on PyTorch's tensors, on the CPU; the session `oracle` has what is compared with PyTorch."""
-    session.install(".[test]", *TORCH)
+    session.install(".[test]", *WORKERS, *TORCH)
     _pytest(session, "torch", "--ignore=tests/oracle")
 
 
 @nox.session
 def oracle(session: nox.Session) -> None:
     """Layers, losses, update rules and whole nets against PyTorch, on every kind of array."""
-    session.install(".[test]", *TORCH)
-    session.run("pytest", "tests/oracle", *session.posargs, env={"XPNN_DEMAND_TORCH": "1"})
+    session.install(".[test]", *WORKERS, *TORCH)
+    _shared_out(session, "tests/oracle", XPNN_DEMAND_TORCH="1")
 
 
 @nox.session
@@ -81,16 +83,16 @@ def cupy(session: nox.Session) -> None:
     driver = session.run("nvidia-smi", external=True, silent=True) or ""
     session.install(".[test,cuda12,cudnn12]" if "CUDA Version: 12" in driver else ".[test,cuda13,cudnn]")
     session.run("python", "-c", "import cupy; assert cupy.cuda.runtime.getDeviceCount() > 0, 'no CUDA device'")
-    _pytest(session, "cupy")
+    session.run("pytest", "--backend", "cupy", OTHERS, *session.posargs)
     session.run("xpnn", "check", "--backend", "cupy")
 
 
 @nox.session
 def kernels(session: nox.Session) -> None:
     """Every CUDA source compiles for every architecture, and their arithmetic is right on the CPU; no GPU needed."""
-    session.install(".[test]", *CUDA)
+    session.install(".[test]", *WORKERS, *CUDA)
     tests = ["tests/test_kernels.py", *map(str, sorted(Path("tests").glob(CUDA_TESTS)))]
-    session.run("pytest", *tests, *session.posargs, env={"XPNN_DEMAND_CUDA": "1"})
+    _shared_out(session, *tests, XPNN_DEMAND_CUDA="1")
 
 
 @nox.session
@@ -129,5 +131,10 @@ def build(session: nox.Session) -> None:
 
 
 def _pytest(session: nox.Session, backend: str, *arguments: str) -> None:
-    ignored = f"--ignore-glob=tests/{CUDA_TESTS}"  # they are the session `kernels`'s
-    session.run("pytest", "--backend", backend, ignored, *arguments, *session.posargs)
+    _shared_out(session, "--backend", backend, OTHERS, *arguments)
+
+
+def _shared_out(session: nox.Session, *arguments: str, **environment: str) -> None:
+    """Run tests in a process for each core."""
+    environment |= {"OMP_NUM_THREADS": "1"}  # or all processes' threads would be more than there are cores
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *arguments, *session.posargs, env=environment)

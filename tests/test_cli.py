@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from xpnn import cli
 from xpnn.backend import Backend
@@ -27,6 +28,7 @@ def xpnn(monkeypatch, capsys, tmp_path):
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["xpnn", *map(str, args)])
+        monkeypatch.setattr(cli, "console", Console(soft_wrap=True))  # as wide as COLUMNS says now
         with pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capsys.readouterr()

@@ -299,7 +299,7 @@ CALLS = {
         (arrays, most)
         for most in (1.5, 1e6)
         for arrays in [
-            (normals(300, 40),),
+            (normals(300, 40, dtype="float64"),),
             (normals(7), normals(9, 5, dtype="float32")[:, ::2], normals(0), channels_last(normals(2, 3, 4, 4))),
             tuple(normals(size, dtype="float32", seed=size) for size in (3, 100_003, 1, 5)),
             tuple(normals(3, seed=seed) for seed in range(500)),
