@@ -2,13 +2,11 @@
 
 import contextlib
 import math
-import tempfile
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from xpnn import memory
 from xpnn.arguments import check_flag, check_number
 from xpnn.backend import Array, Fetched
 from xpnn.data import Dataset
-from xpnn.data.augmentation import Batch, Compose, Transform, as_compose
+from xpnn.data.augmentation import Batch, Transform
 from xpnn.data.sampling import SAMPLINGS, batches_per_epoch, epoch_order
 from xpnn.data.splits import moved, take_split
 from xpnn.data.tta import check_level, tta_scores
@@ -40,6 +38,17 @@ from xpnn.training.loss_scale import LossScale
 from xpnn.training.recordable import may_change
 from xpnn.training.recorder import Recorder
 from xpnn.training.resumable import Resumable
+from xpnn.training.solver_arguments import (
+    backend_of,
+    callbacks_of,
+    check_average,
+    check_choice,
+    check_folder,
+    check_views,
+    config_of,
+    made_transforms,
+    whole,
+)
 
 REDUCTIONS = ("mean", "sum")
 BATCH_SIZE = 100  # of accuracy checks: no more than this, unless training takes more
@@ -173,29 +182,29 @@ class Solver(Resumable):
     ) -> None:
         if unknown:
             raise SettingError(f"Solver: received unknown settings {', '.join(map(repr, unknown))}")
-        _check_choice("sampling", sampling, SAMPLINGS)
-        _check_choice("reduction", reduction, REDUCTIONS)
-        _check_folder(checkpoint_name)
+        check_choice("sampling", sampling, SAMPLINGS)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_folder(checkpoint_name)
         self.model = model
         self._take_data(data.arrays() if isinstance(data, Dataset) else data)
-        self.batch_size, self.num_epochs = _whole("batch_size", batch_size), _whole("num_epochs", num_epochs)
-        self.num_train_samples = None if num_train_samples is None else _whole("num_train_samples", num_train_samples)
-        self.num_val_samples = None if num_val_samples is None else _whole("num_val_samples", num_val_samples)
+        self.batch_size, self.num_epochs = whole("batch_size", batch_size), whole("num_epochs", num_epochs)
+        self.num_train_samples = None if num_train_samples is None else whole("num_train_samples", num_train_samples)
+        self.num_val_samples = None if num_val_samples is None else whole("num_val_samples", num_val_samples)
         self.lr_decay = check_number("Solver", "lr_decay to be a number above 0", lr_decay, lambda d: d > 0)
         self.schedule, self.sampling = schedules.get(schedule), sampling
         self.drop_last, self.reduction = check_flag("Solver", "drop_last", drop_last), reduction
-        self.accumulate = _whole("accumulate", accumulate)
-        self.augment, self.tta = _compose(augment), check_level("Solver", tta)
-        _check_views(self.tta, self.X_val)
-        self.checkpoint_name, self.callbacks = checkpoint_name, _callbacks(callbacks)
-        self.print_every, self.verbose = _whole("print_every", print_every), verbose
+        self.accumulate = whole("accumulate", accumulate)
+        self.augment, self.tta = made_transforms(augment), check_level("Solver", tta)
+        check_views(self.tta, self.X_val)
+        self.checkpoint_name, self.callbacks = checkpoint_name, callbacks_of(callbacks)
+        self.print_every, self.verbose = whole("print_every", print_every), verbose
 
-        config = _config(optim_config)
+        config = config_of(optim_config)
         with memory_for(_TOO_LITTLE):
             self.optimizer = Optimizer(model.params, update_rule, groups=param_groups, clip_norm=clip_norm, **config)
             self._accumulated = GradientSum(model.params) if self.accumulate > 1 else None
             self._gradients = {"grads": model.params.like()} if isinstance(model, Model) else {}
-        _check_average(average, model)
+        check_average(average, model)
         if average is not None and isinstance(model, Model):
             average.include(partial(getattr, model, "state"))
         self.average = average
@@ -210,7 +219,7 @@ class Solver(Resumable):
     def _take_data(self, data: Mapping[str, Array]) -> None:
         """Move training and validation examples to where the model is, and check them."""
         model = self.model
-        self.backend = model.backend if isinstance(model, Model) else _backend_of(model)
+        self.backend = model.backend if isinstance(model, Model) else backend_of(model)
         first = model.params.flat if isinstance(model, Model) else next(iter(model.params.values()))
         self.dtype = backends.dtype_name(first.dtype)
         self.num_classes = model.output_shape[0] if isinstance(model, Model) else None
@@ -646,72 +655,7 @@ class Solver(Resumable):
             self._accumulated.clear()
 
 
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise SettingError(f"Solver: expected {name} to be one of {', '.join(known)}; received {value!r}")
-
-
-def _check_folder(checkpoint_name: str | None) -> None:
-    if checkpoint_name is None:
-        return
-    try:
-        tempfile.TemporaryFile(dir=Path(checkpoint_name).parent).close()
-    except OSError as error:
-        expected = "checkpoint_name in a folder that can be written to"
-        raise SettingError(f"Solver: expected {expected}; received {checkpoint_name!r} ({error.strerror})") from None
-
-
-def _compose(augment: Any) -> Compose:
-    out = as_compose(augment)
-    for transform in out.transforms:
-        if isinstance(transform, type):
-            name = transform.__name__
-            raise SettingError(f"Solver: expected augment to be made, as in {name}(); received the class {name}")
-    return out
-
-
 def note_finite(finite: Array, loss: Array) -> Array:
     """The definition of whether all losses so far were numbers, this one too; in place: a recorded step knows it."""
     finite &= backends.namespace(loss).isfinite(loss)
     return finite
-
-
-def _callbacks(callbacks: Any) -> list[Callback]:
-    if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
-        raise SettingError(f"Solver: expected callbacks to be a sequence of Callback; received {callbacks!r}")
-    return list(callbacks)
-
-
-def _config(optim_config: Any) -> Mapping[str, Any]:
-    config = {} if optim_config is None else optim_config
-    if not isinstance(config, Mapping) or not all(isinstance(name, str) for name in config):
-        raise SettingError(f"Solver: expected optim_config to be a dict of settings; received {config!r}")
-    return config
-
-
-def _check_views(tta: str, X: Array) -> None:
-    if tta != "none" and X.ndim != 4:
-        shape = tuple(X.shape)
-        raise SettingError(f"Solver: expected images X_val (N, C, H, W) for tta {tta!r}; received shape {shape}")
-
-
-def _check_average(average: Any, model: Any) -> None:
-    if average is not None and (not isinstance(average, EMA | Lookahead) or average.params is not model.params):
-        raise SettingError(f"Solver: expected average to be an EMA or Lookahead of model.params; received {average!r}")
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        if value == int(value) >= 1:
-            return int(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise SettingError(f"Solver: expected {name} to be a whole number of at least 1; received {value!r}")
-
-
-def _backend_of(model: Any) -> backends.Backend:
-    """The backend of a model of the user's own: that of its parameters."""
-    params = getattr(model, "params", None)
-    if not isinstance(params, Mapping) or not params:
-        raise SettingError(f"Solver: expected a model with a dict of params; received {backends.describe(model)}")
-    return backends.of(next(iter(params.values())))
