@@ -15,7 +15,7 @@ from rich.console import Console
 from xpnn import cli
 from xpnn.backend import Backend
 from xpnn.data import load_cifar10, load_digits
-from xpnn.training import Callback, checkpoint
+from xpnn.training import Callback, Solver, checkpoint
 
 
 @pytest.fixture
@@ -672,6 +672,28 @@ def test_data_that_do_not_fit_are_one_line_that_names_the_flag_and_nothing_is_wr
         "received X_train (200, 1, 8, 8) of uint8, 0.0 MB (Unable to allocate 3.64 TiB))\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_first_step_that_fails_leaves_no_folder_and_one_after_an_epoch_what_there_is(
+    xpnn, monkeypatch, tmp_path, command
+):
+    def step(self, real=Solver._step):
+        if self.epoch == epochs:
+            raise MemoryError("Unable to allocate 3.64 TiB")
+        real(self)
+
+    epochs = 0
+    monkeypatch.setattr(Solver, "_step", step)
+    status, _, err = xpnn(command, *QUICK, "--out", "run")
+    size = {"train": 32, "compare": 100}[command]
+    received = f"whose gradients fit into memory; received {size} (Unable to allocate 3.64 TiB)"
+    assert (status, err) == (2, f"xpnn: Solver: expected batch_size {size // 2}, {received}\n")
+    assert list(tmp_path.iterdir()) == []
+    if command == "train":
+        epochs = 1
+        assert xpnn(command, *QUICK, "--out", "run")[0] == 2
+        assert (tmp_path / "run" / "last.safetensors").exists()
 
 
 def test_a_device_needs_a_gpu(xpnn, monkeypatch):

@@ -179,7 +179,8 @@ def train(
     folder.write_config(chosen, settings=settings)
     solver.callbacks += [MetricsLog(folder.metrics), Checkpoints(folder.path), report.Curves(folder.curves)]
     _say(f"{settings.dataset}: {len(images.X_train):,} training images; {net}; results in {folder.path}")
-    _train(solver)
+    with folder.gone_if_unused():
+        _train(solver)
     _conclude(solver, settings, folder)
 
 
@@ -268,7 +269,7 @@ def compare(
     folder.write_config(chosen, **runs)
     solvers = {}
     for label, solver in built.items():
-        with console.status(f"{label} ..."):
+        with console.status(f"{label} ..."), folder.gone_if_unused():
             _train(solver)
         if solver.stop_reason == "interrupted":
             break

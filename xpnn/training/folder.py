@@ -4,7 +4,8 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ class RunFolder:
                     number += 1
                     continue
                 raise SettingError(f"--out: cannot write to {folder.path}: {error.strerror}") from error
+
+    @contextmanager
+    def gone_if_unused(self) -> Iterator[None]:
+        """Within, an error before there is more than a config.json takes the folder away: its name is free again."""
+        try:
+            yield
+        except BaseException:
+            if [file.name for file in self.path.iterdir()] == [self.config.name]:
+                self.config.unlink()
+                self.path.rmdir()
+            raise
 
     def write_config(self, backend: backends.Backend, **settings: Settings) -> None:
         """Write ``config.json``: settings, under the names given, versions and hardware."""
