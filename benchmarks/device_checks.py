@@ -384,6 +384,22 @@ def bfloat16() -> None:
     assert np.array_equal(host(out), np.maximum(host(x), 0))
 
 
+@check("numbers are fetched while the device has other work, and nobody waits")
+def fetched() -> None:
+    import cupy
+
+    from xpnn import backend
+    from xpnn.kernels.cupy.cudnn import CUDNN
+
+    x = cupy.arange(3, dtype="float32")
+    backend.get("cupy").fetch(x).to_numpy()  # pinned memory is made at first
+    CUDNN.launch("spin", (1,), (1,), (200_000_000,))  # a tenth of a second
+    coming = backend.get("cupy").fetch(x + 1)
+    assert not coming.is_there, "it was waited for"
+    assert coming.to_numpy().tolist() == [1, 2, 3], f"received {coming.to_numpy().tolist()}"
+    assert coming.is_there
+
+
 @check("without memory the Solver names a batch that fits")
 def out_of_memory() -> str:
     import cupy

@@ -41,6 +41,7 @@ def device_checks(monkeypatch):
             "refused: none; the ReLU of NaN is: float32 0.0, float16 0.0, bfloat16 0.0, float64 0.0",
         ),
         ("bfloat16 goes to the device, through a kernel and back", None),
+        ("numbers are fetched while the device has other work, and nobody waits", None),
         ("the peak of memory has what is free again and a graph's own pool", "80 MB, then 120 MB"),
     ],
 )
