@@ -21,6 +21,7 @@ CUDA = ["cupy-cuda13x>=14", "ml-dtypes", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-r
 CUDA += ["nvmath-python>=1.0", "cuda-bindings>=13.0.1,<14", "nvidia-cudnn-frontend==1.23.0"]
 CUDA_TESTS = "test_cu*.py"  # on an emulation of CUDA: the session `kernels`
 OTHERS = f"--ignore-glob=tests/{CUDA_TESTS}"
+THREADED = ["tests/test_threads.py", "tests/test_kernels.py", "tests/training/test_cost.py"]
 OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  # numpy, by Python
 
 HAS_GPU = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
@@ -54,6 +55,7 @@ def fast(session: nox.Session) -> None:
     """The suite on NumPy with the loops that numba compiles."""
     session.install(".[test,fast]", *WORKERS)
     _pytest(session, "numpy")
+    session.run("pytest", "--backend", "numpy", *THREADED)  # with all threads that there are
 
 
 @nox.session

@@ -123,6 +123,8 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="for gpu.py, such as --works airbench")
     args = parser.parse_args()
+    if args.tests_only and args.options:
+        parser.error(f"--tests-only: expected no options for gpu.py; received {' '.join(args.options)}")
     if args.one:
         return answer(args.one)
     gpu.options(args.options)  # or it says what is wrong with them now, and not after the tests

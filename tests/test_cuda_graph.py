@@ -311,7 +311,7 @@ class SlowDevice(Callback):
 
     def on_iteration(self, solver):
         stand_in.clock.work(1.0)
-        if solver.iteration == 7:
+        if solver.iteration in (7, 11):
             stand_in.clock.host = stand_in.clock.device
 
 
@@ -334,10 +334,98 @@ def test_lines_and_the_progress_bar_wait_for_no_loss(cupy, capsys):
     losses = solver.loss_history
     expected = [f"(Iteration {i} / 12) loss: {loss:f}" for i, loss in enumerate(losses, 1)]
     assert [line for lines in printed for line in lines if "Iteration" in line] == expected
-    # Accuracies are checked after the first and the last, and the device has caught up when the eighth is under way.
-    assert [sum("Iteration" in line for line in lines) for lines in printed] == [1, *6 * [0], 7, *3 * [0], 4]
-    assert shown == [*7 * [f"{losses[0]:.4f}"], *5 * [f"{losses[1]:.4f}"]]
+    # Accuracies are checked after the first and the last; what was fetched before the 8th and the 12th is there then.
+    assert [sum("Iteration" in line for line in lines) for lines in printed] == [1, *6 * [0], 6, *3 * [0], 5]
+    assert shown == [*7 * ["-"], *4 * [f"{losses[0]:.4f}"], f"{np.mean(losses[1:9]):.4f}"]
     assert waits[2:11] == 9 * [[]]
+
+
+def test_lines_come_before_a_training_says_that_it_was_stopped(cupy, capsys):
+    class Stops(Callback):
+        only_looks = True
+
+        def on_iteration(self, solver):
+            stand_in.clock.work(1.0)
+            if solver.iteration == 5:
+                solver.stop("enough")
+
+    solver = Solver(dense(), make_data(), batch_size=5, num_epochs=1, print_every=1, callbacks=[Stops()])
+    solver.train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("(Epoch")]
+    losses = [f"(Iteration {i} / 12) loss: {loss:f}" for i, loss in enumerate(solver.loss_history, 1)]
+    assert lines == [*losses, "Stopped at iteration 5 / 12: enough"]
+    assert len(losses) == 5
+
+
+def test_a_solver_is_copied_with_losses_that_are_on_their_way(cupy):
+    solver, copies = Solver(dense(), make_data(), batch_size=5, num_epochs=1, print_every=1), []
+    solver.callbacks.append(SlowDevice())
+
+    def iterate(real=solver._iterate):
+        real()
+        if solver.iteration == 5:
+            del solver._iterate  # which no pickle has
+            copies.extend([pickle.loads(pickle.dumps(solver)), copy.deepcopy(solver)])
+
+    solver._iterate = iterate
+    solver.train()
+    for each in copies:
+        assert [float(loss.to_numpy()) for _, loss in each._lines] == solver.loss_history[1:5]
+
+
+def test_lines_that_an_error_came_before_are_not_those_of_the_next_training(cupy, capsys):
+    class Fails(Callback):
+        only_looks = True
+
+        def on_iteration(self, solver):
+            stand_in.clock.work(1.0)
+            if solver.iteration == 3:
+                stand_in.clock.host = stand_in.clock.device
+            if solver.iteration == 5:
+                raise ValueError
+
+    solver = Solver(dense(), make_data(), batch_size=5, num_epochs=1, print_every=1, callbacks=[Fails()])
+    with pytest.raises(ValueError):  # noqa: PT011
+        solver.train()
+    solver.callbacks.clear()
+    solver.train()
+    out = capsys.readouterr().out
+    assert [f"(Iteration {i} / 12)" in out for i in range(1, 13)] == [i not in (4, 5) for i in range(1, 13)]
+
+
+def test_a_loss_that_is_no_number_ends_an_epoch_soon(cupy, monkeypatch):
+    monkeypatch.setattr(solver_module, "PATIENCE", 0.0)
+    data = make_data()
+    data["X_train"] = data["X_train"].copy()
+    data["X_train"][5] = np.nan
+    settings = {"batch_size": 1, "sampling": "sequential", "num_epochs": 1, "verbose": False}
+    solver = Solver(FullyConnectedNet([8], 6, 3, backend="cupy", rng=0), data, **settings, callbacks=[SlowDevice()])
+    stand_in.waits.clear()
+    with pytest.warns(RuntimeWarning, match="the loss is nan at iteration 6"):
+        solver.train()
+    assert solver.iteration == 12  # of 60: the device, asked for the second time after the 8th, has caught up then
+
+
+def test_the_mean_of_losses_is_that_of_the_last_ones(cupy):
+    means = []
+
+    class Means(Callback):
+        only_looks = True
+
+        def on_iteration(self, solver):
+            means.append([float(solver.fetch_loss(count).to_numpy()) for count in (1, 3, 100)])
+
+    solver = Solver(dense(), make_data(), batch_size=5, num_epochs=1, verbose=False, callbacks=[Means()])
+    with pytest.raises(SettingError, match="fetch_loss: expected an iteration before"):
+        solver.fetch_loss()
+    with pytest.raises(SettingError, match="expected count to be a whole number of at least 1; received 0"):
+        solver.fetch_loss(0)
+    solver.train()
+    losses = solver.loss_history
+    np.testing.assert_allclose(means[0], 3 * [losses[0]], rtol=1e-6)
+    for i, found in enumerate(means[1:], 1):  # the first is read by the accuracy check
+        expected = [np.mean(losses[max(i + 1 - count, 1) : i + 1]) for count in (1, 3, 100)]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_weights_that_are_averaged_are_those_of_each_replay(cupy):
@@ -620,7 +708,8 @@ def test_weights_may_be_replaced_between_epochs(cupy):
     assert replays == 3 * (6 - 2) - 1  # recorded anew after each of the callback's epochs, the first iteration's too
 
 
-def test_a_loss_that_is_no_number_ends_both(cupy):
+def test_a_loss_that_is_no_number_ends_both(cupy, monkeypatch):
+    monkeypatch.setattr(solver_module, "PATIENCE", 1e9)  # at the end of the epoch
     data = make_data()
     data["X_train"][7] = np.nan
     results = []

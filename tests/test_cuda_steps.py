@@ -280,7 +280,14 @@ def test_a_norm_of_half_precision_is_single_and_overflows_no_earlier(cupy, half)
 def test_what_is_no_number_makes_the_factor_none(cupy):
     x = normals(100_000)
     x[77_777] = np.nan
-    assert np.isnan(clip_factor([cupy.asarray(x)], 1.0).get())
+    assert np.isnan(ours()["optim.norms.clip_factor"]([cupy.asarray(x)], 1.0).get())
+
+
+def test_gradients_of_two_half_types_are_clipped_together(cupy):
+    arrays = [cupy.asarray(normals(50).astype(of_half(half))) for half in HALVES]
+    out = ours()["optim.norms.clip_factor"](arrays, 0.5)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out.get(), clip_factor([x.get().astype("float32") for x in arrays], 0.5), rtol=1e-6)
 
 
 # ---- images

@@ -188,7 +188,7 @@ class Backend:
         """The most bytes that this process has held at a time since it began; None where nobody counts them.
 
         All of its memory on the host, or on a CUDA device what CuPy has taken for arrays, those that are free again and
-        wait for others to take their place included: neither what the driver and the libraries need themselves.
+        wait for others to take their place included: not what the driver and the libraries need themselves.
         """
         try:
             import resource
@@ -221,6 +221,7 @@ class CuPy(Backend):
     default_device = "0"
     pools: ClassVar[WeakSet[Any]] = WeakSet()  # of memory, besides CuPy's own: each says its `total_bytes()`
     _peak = 0
+    _fetching: tuple[Any, ...] = ()  # memory on the host that is written to, and when it will have been
 
     @property
     def asynchronous(self) -> bool:
@@ -274,6 +275,8 @@ class CuPy(Backend):
         x.get(out=host, blocking=False)
         arrival = cupy.cuda.Event(disable_timing=True)
         arrival.record()
+        # Nobody else is given memory that is still to be written to, though the caller forget it.
+        self._fetching = (*(pair for pair in self._fetching if not pair[1].done), (host, arrival))
         return Fetched(host, arrival)
 
     def synchronize(self) -> None:

@@ -55,9 +55,10 @@ COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 OPTIONS = ["-std=c++17", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
 OPTIONS += ["-fPIC", f"-I{HERE / 'include'}"]
 # Every access to memory calls memory_watch.cpp. No variable is shared with another library.
-WATCHED = ["-fsanitize=thread,alignment,bounds", "-fno-gnu-unique", "-fno-threadsafe-statics"]
+WATCHED = ["-O1", "-shared", "-fsanitize=thread,alignment,bounds", "-fno-gnu-unique", "-fno-threadsafe-statics"]
 LIBRARIES = ["-nodefaultlibs", "-lstdc++", "-lm", "-lgcc_s", "-lc"]  # all but the sanitizers' own
 
+ARGUMENTS = 4096  # bytes of a launch, at most
 GUARD = 256  # bytes before and behind every array
 CYCLES = 2_000_000  # of the device's clock, in a millisecond
 UNWRITTEN = 0xFF  # no number in every floating-point type, whatever a kernel reads of it
@@ -144,7 +145,9 @@ class ndarray(np.ndarray):
             return np.array(self.view(np.ndarray))
         if not any(_root(out) is memory for memory in pinned):
             raise KernelError("a copy to memory that is not pinned is waited for")
-        copies.append((clock.work(), out, np.array(self.view(np.ndarray))))
+        if out.dtype != self.dtype or out.shape != self.shape:
+            raise TypeError(f"expected {self.dtype} of {self.shape} to be copied to; received {out.dtype} {out.shape}")
+        copies.append((clock.work(0.01), out, np.array(self.view(np.ndarray))))
         return out
 
     def item(self, *args):
@@ -393,27 +396,29 @@ def _library_of(text: str, *options: str) -> Path:
             new, cpp, watch = (library.with_suffix(suffix) for suffix in (".new", ".cpp", ".o"))
             cpp.write_text(text)
             watch.write_bytes(_memory_watch())
-            command = [COMPILER, *OPTIONS, "-O1", *WATCHED, *options, "-shared", "-o", str(new), str(cpp), str(watch)]
-            done = subprocess.run([*command, *LIBRARIES], capture_output=True, text=True, check=False)
+            command = [COMPILER, *OPTIONS, *WATCHED, *options, "-o", str(new), str(cpp), str(watch), *LIBRARIES]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             for source in (cpp, watch):
                 source.unlink()
             if done.returncode:
                 raise KernelError(done.stderr)
             new.rename(library)
+        library.touch()  # in use
     return library
 
 
 @functools.cache
 def _folder() -> Path:
-    """Where compiled kernels are kept; what nobody has made there for a week goes."""
+    """Where compiled kernels are kept; what nobody has used for a week goes."""
     folder = HERE.parents[1] / ".pytest_cache" / "cuda"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            if time.time() - file.stat().st_mtime > 7 * 24 * 3600:
-                file.unlink(missing_ok=True)
     except OSError:  # a checkout that cannot be written to
         return Path(tempfile.mkdtemp())
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            if time.time() - file.stat().st_mtime > 7 * 24 * 3600:
+                file.unlink()
     return folder
 
 
@@ -466,6 +471,8 @@ class RawKernel:
         if len(args) != len(types_):
             raise KernelError(f"{self.name}: expected {len(types_)} arguments; received {len(args)}")
         values = [_argument(self.name, i, *pair) for i, pair in enumerate(zip(args, types_, strict=True))]
+        if (size := sum(value.nbytes for value in values)) > ARGUMENTS:
+            raise KernelError(f"{self.name}: a launch takes {ARGUMENTS} bytes of arguments; received {size}")
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         sizes = [np.array([*size, 1, 1][:3], dtype=np.uint32) for size in (grid, block)]
         accessible = np.array([span for i, x in enumerate(args) for span in _spans(i, x)], dtype=np.uint64)
@@ -670,6 +677,9 @@ class Event:
         refuse_in_capture("an event that is waited for")
         waits.append("event")
         self._reach()
+
+    def __reduce__(self):
+        raise TypeError("no event can be copied")
 
     def _reach(self):
         clock.host, self.is_reached = max(clock.host, self.time), True

@@ -428,6 +428,22 @@ def test_a_frozen_parameter_needs_no_gradient(kind):
     kind.assert_close(params["norm.beta"], normals(SIZE)[15:18])
 
 
+@pytest.mark.parametrize("pattern", ["a", "b"])
+def test_a_users_rule_that_raises_leaves_the_other_groups_as_they_were(kind, pattern):
+    def rule(w, dw, config):
+        raise KeyError
+
+    params = Parameters({"a": (3,), "b": (2,)}, kind.backend)
+    params.flat[...] = kind([1.0, 2.0, 3.0, 4.0, 5.0], "float32")
+    grads = params.like()
+    grads.flat[...] = 1.0
+    optimizer = Optimizer(params, "adam", groups=[ParamGroup(pattern, rule)])
+    with pytest.raises(KeyError):
+        optimizer.step(grads)
+    assert optimizer.groups["flat"]["t"] == 0
+    kind.assert_close(params.flat, [1, 2, 3, 4, 5])
+
+
 def test_a_users_rule_may_be_a_groups(kind, dtype):
     params = net(kind, dtype, 0)
     halve = ParamGroup("conv?.W", lambda w, dw, config: (w * config["factor"], config), factor=0.5)

@@ -11,7 +11,7 @@ from xpnn import Model
 from xpnn import backend as backends
 from xpnn.errors import OutOfMemory
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, Sequential
-from xpnn.optim import EMA
+from xpnn.optim import EMA, Lookahead
 from xpnn.out_of_memory import in_parts, memory_for, shortage_in
 from xpnn.training import solver as solver_module
 from xpnn.training.run import predictions
@@ -216,6 +216,48 @@ def test_weights_that_cannot_be_copied_are_one_line(monkeypatch):
     assert (solver.val_acc_history, solver.best_params) == ([], {})
 
 
+@pytest.mark.parametrize("average", [EMA, Lookahead])
+def test_weights_come_back_in_the_averages_place_where_there_is_room_for_nothing(monkeypatch, average):
+    model = make_net()
+    solver = make_solver(model, average=average(model.params, decay=0.5), num_train_samples=10)
+    backend, size, after = backends.get("numpy"), model.params.flat.nbytes, []
+
+    def copied(arrays):
+        def short(x, *args, copy=False, **kwargs):
+            if copy and getattr(x, "nbytes", 0) >= size:
+                raise MemoryError("Unable to allocate 3.64 TiB")
+            return type(backend).asarray(backend, x, *args, copy=copy, **kwargs)
+
+        monkeypatch.setattr(backend, "asarray", short)
+        raise MemoryError("Unable to allocate 3.64 TiB")
+
+    def step(real=solver._step):
+        real()
+        after.append(model.params.flat.copy())
+
+    solver._step = step
+    drawn = solver._evaluation.state
+    monkeypatch.setattr(solver_module, "copied", copied)
+    with pytest.raises(OutOfMemory):
+        solver.train()
+    np.testing.assert_array_equal(model.params.flat, after[0])
+    assert not np.array_equal(model.params.flat, solver.average.average.flat) or average is Lookahead
+    assert solver._evaluation.state == drawn
+
+
+def test_the_last_weights_that_cannot_be_copied_are_one_line(monkeypatch):
+    solver, copied = make_solver(), solver_module.copied
+
+    def short(arrays):
+        if solver.epoch == solver.num_epochs and solver.is_whole:
+            raise MemoryError("Unable to allocate 3.64 TiB")
+        return copied(arrays)
+
+    monkeypatch.setattr(solver_module, "copied", short)
+    with pytest.raises(OutOfMemory, match=r"^Solver: expected memory for a copy of the last weights; received too"):
+        solver.train()
+
+
 def test_what_memory_was_too_short_for_is_said_and_what_was_held_is_free_again():
     held = []
 
@@ -282,6 +324,37 @@ def test_a_model_that_moves_to_where_its_data_do_not_fit_is_trained_once_they_do
     for each in (solver, plain):
         each.train()
     np.testing.assert_allclose(solver.loss_history, plain.loss_history, rtol=1e-4)
+
+
+@pytest.mark.parametrize("of", ["_gradients", "_accumulated"])
+def test_a_model_that_moves_to_where_its_gradients_do_not_fit_is_trained_once_they_do(monkeypatch, of):
+    if not backends.get("array-api-strict").is_available():
+        pytest.skip("array-api-strict is not installed")
+    solver, plain = (make_solver(accumulate=2) for _ in range(2))
+    for each in (solver, plain):
+        each.train()
+        each.model.to("array-api-strict")
+
+    def short(*args):
+        raise MemoryError("Unable to allocate 3.64 TiB")
+
+    with monkeypatch.context() as patch:
+        if of == "_gradients":
+            patch.setattr(solver.model.params, "like", short)
+        else:
+            patch.setattr(solver._accumulated.sum, "move", short)
+        with pytest.raises(OutOfMemory, match=r"^Solver: expected memory for gradients and what the update rule keeps"):
+            solver.train()
+    for each in (solver, plain):
+        each.train()
+    assert solver.loss_history == plain.loss_history
+
+
+def test_images_whose_accuracy_is_asked_for_and_that_do_not_fit_are_named(a_backend_with_room):
+    solver = make_solver()
+    a_backend_with_room("numpy", 1000)
+    with pytest.raises(OutOfMemory, match=r"^Solver: expected fewer examples, .*; received X \(60, 6\) of float32"):
+        solver.check_accuracy(np.zeros((60, 6), "float32"), np.zeros(60, "int64"))
 
 
 def test_a_model_that_does_not_fit_says_so(a_backend_with_room):

@@ -231,6 +231,16 @@ def test_callbacks_are_told_in_order():
     assert list(metrics) == keys.split()
 
 
+def test_the_mean_of_losses_is_that_of_as_many_as_there_are():
+    solver = make_solver(num_epochs=1)
+    solver.train()
+    losses = solver.loss_history
+    for count in (1, 3, 100):
+        assert float(solver.fetch_loss(count).to_numpy()) == pytest.approx(np.mean(losses[-count:]))
+    with pytest.raises(SettingError, match="expected count to be a whole number of at least 1; received 2.5"):
+        solver.fetch_loss(2.5)
+
+
 def test_early_stopping_waits_as_long_as_it_was_told():
     solver = make_solver(update_rule="sgd", optim_config={"learning_rate": 1e-30}, num_epochs=50)
     solver.model.params = {name: np.zeros(w.shape) for name, w in solver.model.params.items()}

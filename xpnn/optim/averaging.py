@@ -41,10 +41,11 @@ class _Average:
                 old = _arrays(slow)[key]
                 _set(slow, key, old + share * (target - old))
 
-    def _load(self, weights: Mapping[str, Array], state: Mapping[str, Array]) -> None:
-        """Give the model weights and state, copied."""
+    def _load(self, weights: Mapping[str, Array], state: Mapping[str, Array], to_keep: bool = False) -> None:
+        """Give the model weights and state, copied; or arrays to keep, for which it needs no memory."""
+        shared = isinstance(self.params, Parameters)  # assigning copies already
         for key, array in _arrays(weights).items():
-            _set(self.params, key, backends.of(array).asarray(array, copy=True))
+            _set(self.params, key, backends.of(array).asarray(array, copy=not (shared or to_keep)))
         for name, own in self._state().items():
             own[...] = backends.of(own).asarray(state[name])
 
@@ -53,11 +54,11 @@ class _Average:
         """Let the model have the average as its weights within a ``with`` block, and its own again afterwards."""
         self._follow()
         params, state = copied(self.params), copied(self._state())
-        self._load(self.average, self.average_state)
         try:
+            self._load(self.average, self.average_state)
             yield
         finally:
-            self._load(params, state)
+            self._load(params, state, to_keep=True)
 
     def _follow(self) -> None:
         """Move the average to where the parameters have gone."""

@@ -10,11 +10,11 @@ from xpnn.arguments import check_number
 from xpnn.backend import Array, Backend, is_array, library_of, namespace
 from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
-from xpnn.kernels.updates import InPlaceKernel, Run, Segment
+from xpnn.kernels.updates import InPlaceKernel, Segment
 from xpnn.layers.precision import narrowed
 from xpnn.optim import schedules
 from xpnn.optim.groups import ParamGroup, divide, find_rule, frozen, rule_name, settings_of
-from xpnn.optim.in_place import in_place, in_place_kernel
+from xpnn.optim.in_place import InPlace, in_place, in_place_kernel
 from xpnn.optim.norms import clip_factor, scaled
 from xpnn.optim.rules import RULES, Config, Rule
 from xpnn.optim.schedules import Schedule
@@ -184,25 +184,20 @@ class Optimizer:
         if isinstance(self.params, Parameters) and not (isinstance(grads, Parameters) and self.params.is_like(grads)):
             grads = self._laid_out(self.params, grads)
         factor = self._clip_factor(grads)
-        runs: dict[str, tuple[Run, list[Segment]]] = {}  # by loop, of which groups' parameters are segments
-        for key, part in self._parts.items():
+        together: dict[str, list[tuple[InPlaceKernel, str, _Part]]] = {}  # groups whose rules have one loop
+        for key, part in sorted(self._parts.items(), key=lambda item: item[1].is_ours):  # the user's, which may raise
             if not part.segments:
                 self._step_alone(key, part, grads, factor, where)
-                continue
-            flat = self.params.flat  # type: ignore[attr-defined]
-            step, each = in_place(part.rule, flat), self._over_buffer(key, part, grads)
-            if isinstance(step, InPlaceKernel):
-                numbers = step.advance(self.groups[key], flat)
-                _, segments = runs.setdefault(step.update.loop, (step.run, []))
-                segments += [Segment(w, dw, state, numbers) for w, dw, state in each]
-                continue
-            config = after = self.groups[key]
-            for w, dw, state in each:
-                after = {**config, **dict(zip(part.state, state, strict=True))}
-                step(w, dw, after, where, factor)
-            config.update({k: value for k, value in after.items() if k not in part.state})
-        for loop, (run, segments) in runs.items():
-            run(loop, segments, where, factor)
+            elif isinstance(step := in_place(part.rule, self.params.flat), InPlaceKernel):  # type: ignore[attr-defined]
+                together.setdefault(step.update.loop, []).append((step, key, part))
+            else:
+                self._step_over_buffer(step, key, part, grads, factor, where)
+        for loop, groups in together.items():
+            segments: list[Segment] = []
+            for kernel, key, part in groups:
+                numbers = kernel.advance(self.groups[key], self.params.flat)  # type: ignore[attr-defined]
+                segments += [Segment(*arrays, numbers) for arrays in self._over_buffer(key, part, grads)]
+            kernel.run(loop, segments, where, factor)
 
     def _laid_out(self, params: Parameters, grads: Mapping[str, Array]) -> Mapping[str, Array]:
         """Gradients that a model made one by one, or in another order, as a buffer like the parameters'."""
@@ -255,6 +250,16 @@ class Optimizer:
             next_w = xp.where(where, next_w, w)
             after |= {k: xp.where(where, after[k], before[k]) for k in part.state}
         self.groups[key], self.params[name] = after, next_w
+
+    def _step_over_buffer(
+        self, step: InPlace, key: str, part: _Part, grads: Any, factor: Array | None, where: Array | None
+    ) -> None:
+        """Run a rule that is no kernel over segments of the buffer."""
+        config = after = self.groups[key]
+        for w, dw, state in self._over_buffer(key, part, grads):
+            after = {**config, **dict(zip(part.state, state, strict=True))}
+            step(w, dw, after, where, factor)
+        config.update({k: value for k, value in after.items() if k not in part.state})
 
     def _over_buffer(self, key: str, part: _Part, grads: Any) -> Iterator[tuple[Array, Array, tuple[Array, ...]]]:
         """Parameters, gradients and state of each segment of a part."""

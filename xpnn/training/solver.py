@@ -51,6 +51,7 @@ from xpnn.training.solver_arguments import (
 )
 
 REDUCTIONS = ("mean", "sum")
+PATIENCE = 0.1  # seconds before a device is asked again whether its losses are numbers
 BATCH_SIZE = 100  # of accuracy checks: no more than this, unless training takes more
 _DATA = ("X_train", "y_train", "X_val", "y_val")
 _TOO_LITTLE = "Solver: expected memory for gradients and what the update rule keeps; received too little"
@@ -145,7 +146,8 @@ class Solver(Resumable):
     SettingError (a ValueError)
         For an unknown setting or an impossible value.
     OutOfMemory (a MemoryError)
-        Where memory is too short for the data, for what is kept of each parameter, or by `train` for a step.
+        Where memory is too short for the data or for what is kept of each parameter; by `train`, for a step, an
+        accuracy check or a copy of the weights.
 
     Source: UCLA ECE C147, homework 4; built on Stanford CS231n, assignment 2.
     """
@@ -252,6 +254,8 @@ class Solver(Resumable):
         self._unread: list[Array] = []  # losses still on the device
         self._lines: deque[tuple[int, Fetched]] = deque()  # iterations whose losses are still to be printed
         self._finite: Array | None = None  # on the device too
+        self._answer: Fetched | None = None  # that, on its way
+        self._asked = 0.0  # when it was asked for
         self._order: Array | None = None
         self._order_state = self._batches.state
         self._at_a_time = max(BATCH_SIZE, self.batch_size)  # in accuracy checks; fewer once memory was short
@@ -303,7 +307,8 @@ class Solver(Resumable):
         """Train up to `num_epochs`; once these are done, for `num_epochs` more, on from the best weights.
 
         Ctrl-C ends the training after the current iteration, as the end would: the best weights are put back
-        and callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning. Neither raises
+        and callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning, on a device some
+        iterations later, of which none changes a weight. Neither raises
         an error: `stop_reason` says what happened, and a script that trains several solvers must look at it, or
         Ctrl-C ends one of them and the next begins.
         """
@@ -312,12 +317,14 @@ class Solver(Resumable):
         self.stop_reason, self.diverged, self.is_whole, self._finite = "", False, False, None
         self._last = {}
         self._lines.clear()  # of a training that an error ended
-        self._started = time.perf_counter() - self.seconds
+        self._answer, self._asked = None, time.perf_counter()
+        self._started = self._asked - self.seconds
         self._set_learning_rate()
         with deferred_interrupt(self.stop), steady(), memory.kept(), contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
                 callback.on_train_start(self)
                 at_the_end.callback(callback.on_train_end, self)
+            at_the_end.callback(self._print_lines)  # those that are there, where an error ends it
             self._recorder.start(self)
             at_the_end.callback(self._recorder.forget)
             self._check_if_due(self.optimizer.learning_rate)  # one that an error or a checkpoint came before
@@ -336,16 +343,16 @@ class Solver(Resumable):
         if not isinstance(self.model, Model) or self.model.backend is self.backend:
             return
         self._read_losses()
-        data = {name: moved(name, getattr(self, name), self.model.backend) for name in _DATA}
+        data: dict[str, Any] = {name: moved(name, getattr(self, name), self.model.backend) for name in _DATA}
         with memory_for(_TOO_LITTLE):
-            gradients = self.model.params.like()
-        vars(self).update(data)  # all of it, as there is room
-        self.backend, self._finite, self._gradients = self.model.backend, None, {"grads": gradients}
+            data["_gradients"] = {"grads": self.model.params.like()}
+            data["_order"] = None if self._order is None else self.model.backend.asarray(self._order)
+            for follower in (self._accumulated, self._loss_scale):
+                if follower is not None:
+                    follower.move(self.model.backend)
+        vars(self).update(data)  # all of it, as there was room
+        self.backend, self._finite = self.model.backend, None
         self._at_a_time = max(BATCH_SIZE, self.batch_size)
-        self._order = None if self._order is None else self.backend.asarray(self._order)
-        for follower in (self._accumulated, self._loss_scale):
-            if follower is not None:
-                follower.move(self.backend)
         self._recorder.renew(self)
 
     def _iterate(self) -> None:
@@ -353,7 +360,7 @@ class Solver(Resumable):
         self._follow_model()
         started, rate = time.perf_counter(), self.optimizer.learning_rate
         iteration, shortage = self.iteration, shortage_in(self._step)
-        if shortage and self.iteration == iteration and self._recorder.give_up(self):
+        if shortage and self.iteration == iteration and self._give_up_recording():
             if iteration % self.iterations_per_epoch == 0:
                 self._batches.state = self._order_state  # the order is drawn again
             shortage = shortage_in(self._step)
@@ -365,6 +372,7 @@ class Solver(Resumable):
         if self.verbose and (self.iteration - 1) % self.print_every == 0:
             self._lines.append((self.iteration, self.fetch_loss()))
         self._print_lines()
+        self._look_whether_finite()
         for callback in self.callbacks:
             callback.on_iteration(self)
         if epoch_ends:
@@ -444,6 +452,13 @@ class Solver(Resumable):
             finite = fits if finite is None else fits & finite
         self.optimizer.step(grads, where=finite)
 
+    def _give_up_recording(self) -> bool:
+        """Do without a recorded step, as memory is short; return whether there was one."""
+        given_up = self._recorder.give_up(self)
+        if given_up:
+            self._at_a_time = max(BATCH_SIZE, self.batch_size)  # there may be room for them again
+        return given_up
+
     def _whole_step(self, indices: Array) -> Array:
         """What a device can record of a step: all that it computes itself."""
         loss, grads = self._loss_and_gradients(indices)
@@ -522,13 +537,23 @@ class Solver(Resumable):
         self._losses.extend(values)
 
     def fetch_loss(self, count: int = 1) -> Fetched:
-        """The mean of the last losses on its way from the device, where nobody waits for it.
+        """Return the mean of the last losses on its way from the device, where nobody waits for it.
 
-        Of `count`, or fewer where those before them have been read already.
+        Parameters
+        ----------
+        count : int
+            Of how many, or fewer where those before them have been read already.
+
+        Raises
+        ------
+        SettingError
+            For a count below 1, and before the first loss.
         """
-        losses, xp = self._unread[-count:], self.backend.namespace
+        count, xp = whole("count", count), self.backend.namespace
+        losses, read = self._unread[-count:], self._losses[-count:]
+        if not losses and not read:
+            raise SettingError("fetch_loss: expected an iteration before; received none")
         if not losses:
-            read = self._losses[-count:]
             return Fetched(np.asarray(sum(read) / len(read)))
         return self.backend.fetch(losses[0] if len(losses) == 1 else xp.mean(xp.stack(losses)))
 
@@ -537,6 +562,16 @@ class Solver(Resumable):
         while self._lines and (all_of_them or self._lines[0][1].is_there):
             iteration, loss = self._lines.popleft()
             print(f"(Iteration {iteration} / {self.num_iterations}) loss: {float(loss.to_numpy()):f}")
+
+    def _look_whether_finite(self) -> None:
+        """Read the losses once the device says that one was no number; it is asked at times, and not waited for."""
+        now = time.perf_counter()
+        if self._answer is None and self._finite is not None and now - self._asked >= PATIENCE:
+            self._asked, self._answer = now, self.backend.fetch(self._finite)
+        if self._answer is not None and self._answer.is_there:
+            if not self._answer.to_numpy():
+                self._read_losses()
+            self._answer = None
 
     def _first_nonfinite(self, row: int) -> str:
         """Say where the batch of that row shows no number first; the parameters have not changed since."""
@@ -559,10 +594,11 @@ class Solver(Resumable):
         with memory_for("Solver: expected memory to measure and keep the weights; received too little"), average:
             drawn, measure = self._evaluation.state, partial(self._measure, epoch)
             shortage = shortage_in(measure)
-            if shortage and self._recorder.give_up(self):
+            if shortage and self._give_up_recording():
                 self._evaluation.state = drawn
                 shortage = shortage_in(measure)
             if shortage:
+                self._evaluation.state = drawn
                 raise MemoryError(shortage)
         train_acc, val_acc = self.train_acc_history[-1], self.val_acc_history[-1]
         if self.verbose:

@@ -37,7 +37,8 @@ def clip_factor(arrays: Sequence[Any], max_norm: float) -> Any:
 
 def _sums_of_squares(arrays: Sequence[Any]) -> Any:
     """Sums whose sum is that over all numbers of the arrays: those of each block of the fewest launches."""
-    dtype = cupy.result_type(*{x.dtype for x in arrays}) if len(arrays) > 1 else arrays[0].dtype
+    dtypes = {x.dtype for x in arrays}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*map(accumulation, arrays))
     arrays = [in_one_order(x.astype(dtype, copy=False))[0] for x in arrays]
     some = [arrays[first : first + ARRAYS] for first in range(0, len(arrays), ARRAYS)]
     grids = [(over_all(max(part, key=lambda x: x.size)), len(part)) for part in some]

@@ -31,11 +31,13 @@ STEPS = {
 
 def run(loop: str, segments: Sequence[Segment], where: Any | None, factor: Any | None) -> None:
     some: list[Segment] = []
+    groups: set[int] = set()  # of those, by their numbers
     for segment in segments:
-        if len(some) == SEGMENTS or len({id(each.numbers) for each in (*some, segment)}) > GROUPS:
+        if len(some) == SEGMENTS or len(groups | {id(segment.numbers)}) > GROUPS:
             _launch(loop, some, where, factor)
-            some = []
+            some, groups = [], set()
         some.append(segment)
+        groups.add(id(segment.numbers))
     _launch(loop, some, where, factor)
 
 
