@@ -286,11 +286,32 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the words ask for, by default those of the command line; SystemExit with one line for what cannot be."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("gpu.py", description=__doc__, formatter_class=form)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each step is timed anew")
     parser.add_argument("--seconds", type=float, default=3600, help="for everything; what does not fit is named")
-    parser.add_argument("--works", nargs="*", default=list(BATCHES), choices=list(BATCHES), metavar="WORK")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--dtypes", nargs="+", default=list(USUAL), choices=list(floor.SIZES), metavar="DTYPE")
+    parser.add_argument(
+        "--works",
+        nargs="*",
+        default=list(BATCHES),
+        choices=list(BATCHES),
+        metavar="WORK",
+        help=f"of {', '.join(BATCHES)}",
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=list(VARIANTS),
+        metavar="VARIANT",
+        help=f"of {', '.join(VARIANTS)}",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        default=list(USUAL),
+        choices=list(floor.SIZES),
+        metavar="DTYPE",
+        help=f"of {', '.join(floor.SIZES)}",
+    )
     parser.add_argument("--mode", default=MODE, help="torch.compile's, such as the original airbench's max-autotune")
     parser.add_argument("--out", type=Path, help="the file for the results")
     parser.add_argument("--time-to", type=float, metavar="ACCURACY", help="train airbench, too, for that test accuracy")
@@ -300,6 +321,13 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--rate", help=argparse.SUPPRESS)
     args = parser.parse_args(words)
+    for name in ("rounds", "epochs", "trainings", "seconds"):
+        if not getattr(args, name) > 0:
+            parser.error(f"--{name}: expected a number above 0; received {getattr(args, name)}")
+    if args.time_to is not None and not 0 < args.time_to < 1:
+        parser.error(f"--time-to: expected an accuracy between 0 and 1; received {args.time_to}")
+    if args.out is not None and not args.out.resolve().parent.is_dir():
+        parser.error(f"--out: expected a file in a folder that exists; received {args.out}")
     if args.time_to is not None and args.data is None:
         parser.error("--time-to: expected --data FOLDER, which holds CIFAR-10")
     if args.data is not None and not Path(args.data).exists():

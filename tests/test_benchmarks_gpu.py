@@ -583,6 +583,9 @@ def test_what_follows_two_dashes_is_for_the_benchmarks(commands, monkeypatch, tm
         (("--time-to", "0.94"), "--time-to: expected --data FOLDER, which holds CIFAR-10"),
         (("--time-to", "0.94", "--data", "nowhere"), "--data: expected a folder or archive; there is no nowhere"),
         (("--works", "5 x 99"), "invalid choice: '5 x 99'"),
+        (("--rounds", "0"), "--rounds: expected a number above 0; received 0"),
+        (("--time-to", "94", "--data", "."), "--time-to: expected an accuracy between 0 and 1; received 94.0"),
+        (("--out", "nowhere/a.json"), "--out: expected a file in a folder that exists; received nowhere/a.json"),
     ],
 )
 def test_options_that_the_benchmarks_refuse_are_refused_before_anything_runs(commands, capsys, more, words):

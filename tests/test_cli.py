@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from xpnn import backend as backends
 from xpnn import cli
 from xpnn.backend import Backend
 from xpnn.data import load_cifar10, load_digits
@@ -619,6 +620,18 @@ def default_ctrl_c():
 
 
 @pytest.mark.usefixtures("default_ctrl_c")
+def test_ctrl_c_in_the_first_training_of_a_comparison_leaves_no_folder(xpnn, tmp_path, monkeypatch):
+    def step(self, real=Solver._step):
+        real(self)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Solver, "_step", step)
+    status, _, err = xpnn("compare", *QUICK, "--out", "both")
+    assert (status, err) == (130, "xpnn: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
 def test_a_second_ctrl_c_leaves_the_last_whole_epoch(xpnn, tmp_path, monkeypatch):
     class Impatient(Callback):
         def on_iteration(self, solver):
@@ -699,7 +712,8 @@ def test_a_first_step_that_fails_leaves_no_folder_and_one_after_an_epoch_what_th
 def test_a_device_needs_a_gpu(xpnn, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    expected = "xpnn: --device: expected a backend on a GPU, such as cupy; received numpy\n"
+    why = f"; cupy: {backends.get('cupy').reason}".removesuffix("; cupy: ")
+    expected = f"xpnn: --device: expected a backend on a GPU, such as cupy; received numpy{why}\n"
     assert xpnn("train", *QUICK, "--backend", "numpy", "--device", 0)[::2] == (2, expected)
     assert xpnn("check", "--backend", "numpy", "--device", 0)[::2] == (2, expected)
 

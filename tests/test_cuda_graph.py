@@ -807,7 +807,7 @@ def with_dropout(**param):
         (dense, {"callbacks": [with_methods(on_iteration=print)]}, "Callback is called after each batch"),
         (lambda: with_dropout(rng=5), {}, "sequential1.dropout1 (Dropout) decides on the host"),
         (lambda: with_dropout(rng=None), {}, "sequential1.dropout1 (Dropout) decides on the host"),
-        (dense, {"update_rule": own_rule}, "own_rule takes numbers from the host at each step"),
+        (dense, {"update_rule": own_rule}, "own_rule is not xpnn's own"),
         (lambda: FullyConnectedNet([8], 6, 3, backend="numpy"), {}, "numpy records no steps"),
     ],
 )

@@ -267,17 +267,19 @@ def compare(
         }
     folder = RunFolder.create(out, f"compare-{dataset}")
     folder.write_config(chosen, **runs)
-    solvers = {}
+    solvers: dict[str, Solver] = {}
     for label, solver in built.items():
-        with console.status(f"{label} ..."), folder.gone_if_unused():
-            _train(solver)
+        with folder.gone_if_unused():
+            with console.status(f"{label} ..."):
+                _train(solver)
+            if solver.stop_reason == "interrupted" and not solvers:
+                _fail("interrupted")
+                raise typer.Exit(130)
         if solver.stop_reason == "interrupted":
             break
         solvers[label] = solver
         folder.write_histories(solvers)
         _say(f"{label}: {solver.stop_reason or 'done'} in {solver.seconds:.1f} s")
-    if not solvers:
-        raise typer.Exit(130)
     rows = [
         (
             label,
@@ -441,7 +443,9 @@ def _see_device(number: int | None) -> int | None:
 
 def _check_device(backend: Backend, device: int | None) -> None:
     if device is not None and not backend.asynchronous:
-        raise SettingError(f"--device: expected a backend on a GPU, such as cupy; received {backend}")
+        reason = backends.get("cupy").reason
+        why = f"; cupy: {reason}" if reason else ""
+        raise SettingError(f"--device: expected a backend on a GPU, such as cupy; received {backend}{why}")
 
 
 def _choose_backend(name: str, device: int | None) -> Backend:
@@ -520,7 +524,7 @@ def main() -> NoReturn:
     except XpnnError as error:
         sys.exit(_fail(str(error)))
     except MemoryError as error:
-        sys.exit(_fail(f"not enough memory: {error}"))
+        sys.exit(_fail(f"not enough memory: {str(error) or 'none is left'}"))
     except OSError as error:  # a full disk, a folder that went away
         sys.exit(_fail(f"{error.filename or 'output'}: {error.strerror or error}"))
     except KeyboardInterrupt:

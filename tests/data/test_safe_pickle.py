@@ -73,6 +73,15 @@ def test_reads_what_numpy_writes(protocol, order):
     assert read[b"a"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_a_good_file_for_which_memory_is_short_is_not_called_damaged(monkeypatch):
+    def short(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(safe_pickle, "_to_array", short)
+    with pytest.raises(MemoryError):
+        load(PYTHON_2)
+
+
 def test_keeps_lists_numbers_and_strings_as_bytes():
     content = {"label": "é", "rows": 10000, "signed": -1, "names": [b"cat", None, True], "pair": (1, 2)}
     assert load(pickle.dumps(content, protocol=4)) == {

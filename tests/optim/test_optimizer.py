@@ -619,7 +619,7 @@ def test_a_model_without_parameters_has_an_optimizer(kind):
         ),
         (
             {"groups": [ParamGroup("*.b"), ParamGroup("conv1.b")]},
-            "group 'conv1.b': expected .* that no group before takes; received one that matches none of conv1.W, ",
+            "group 'conv1.b': expected .* that no group before has taken; received one that matches none of conv1.W, ",
         ),
         ({"groups": [ParamGroup("*.b", "adamu")]}, r"group '\*.b': update rule: expected one of sgd, .*'adamu'"),
         ({"groups": [ParamGroup("*.b", lr=1)]}, r"group '\*.b': adam: expected settings among .*received 'lr'"),

@@ -362,7 +362,8 @@ def test_a_model_that_does_not_fit_says_so(a_backend_with_room):
     with pytest.raises(OutOfMemory) as error:
         make_net()
     assert str(error.value) == (
-        "model: expected a net whose parameters fit into memory; received one with more (Unable to allocate 3.64 TiB)"
+        "model: expected memory for the parameters and to draw the first weights; received too little "
+        "(Unable to allocate 3.64 TiB)"
     )
 
 

@@ -67,7 +67,7 @@ def load_arrays(file: BinaryIO, name: str) -> dict[bytes, Any]:
             key: _to_array(value, f"{name}: {key[:40]!r}") if isinstance(value, _Noted) else value
             for key, value in content.items()
         }
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file can fail anywhere
         received = repr(f"{type(error).__name__}: {error}"[:200])[1:-1]

@@ -105,7 +105,7 @@ class Model:
             raise SettingError(f"model: expected a dtype out of {', '.join(DTYPES)}; received {self.compute_dtype!r}")
         self.backend.dtype(self.compute_dtype)  # or it says that it has none
         self._working: Parameters | None = None
-        with memory_for("model: expected a net whose parameters fit into memory; received one with more"):
+        with memory_for("model: expected memory for the parameters and to draw the first weights; received too little"):
             self._build(self.compute_dtype, as_generator(rng))
 
     def _build(self, dtype: str, rng: Generator) -> None:
@@ -415,7 +415,7 @@ def unscale(grads: Array, scale: Array) -> Array:
 
 
 def nan_unless_finite(loss: Array, grads: Array) -> Array:
-    """The definition of the loss, but no number where some gradient is none; a kernel may write that into the loss.
+    """The definition of the loss, but NaN where a gradient is NaN or infinite; a kernel may write that into the loss.
 
     Where products rectify by themselves, a number that is none may not come as far as the loss: one among the inputs
     or the gradients shows here. Weights are not looked at; a step along such gradients is not taken in the first place.

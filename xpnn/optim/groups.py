@@ -85,10 +85,10 @@ def divide(names: Iterable[str], groups: Sequence[ParamGroup]) -> tuple[list[lis
     for group in groups:
         taken = [name for name in left if group.matches(name)]
         if not taken:
-            others = " and that no group before takes" if any(map(group.matches, names)) else ""
-            known = ", ".join(names) or "there are none"
+            known = ", ".join(left) or "there are none"
+            left_over = " that no group before has taken" if any(map(group.matches, names)) else ""
             raise SettingError(
-                f"group {group.pattern!r}: expected a pattern that matches parameters{others}; "
+                f"group {group.pattern!r}: expected a pattern that matches parameters{left_over}; "
                 f"received one that matches none of {known}"
             )
         for pattern in group.patterns:

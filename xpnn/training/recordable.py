@@ -24,8 +24,6 @@ def obstacles(solver: "Solver") -> Iterator[str]:
         yield reason
     if solver.accumulate > 1:
         yield "a step takes several batches"
-    if (rule := solver.optimizer.unrecordable) is not None:
-        yield f"{_name(rule)} takes numbers from the host at each step"
     for callback in solver.callbacks:
         if may_change(callback, "on_iteration"):
             yield f"{_name(callback)} is called after each batch, and does not say that it only_looks"
@@ -34,6 +32,9 @@ def obstacles(solver: "Solver") -> Iterator[str]:
             yield f"{_name(part)} is not xpnn's own, and may do what no device can record"
         elif not getattr(part, "recordable", True):
             yield f"{_name(part)} decides on the host what differs from step to step"
+    if (rule := solver.optimizer.unrecordable) is not None:
+        what = "takes numbers from the host at each step" if _is_ours(rule) else "is not xpnn's own"
+        yield f"{_name(rule)} {what}"
 
 
 def may_change(callback: Callback, method: str) -> bool:

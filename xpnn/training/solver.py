@@ -51,7 +51,7 @@ from xpnn.training.solver_arguments import (
 )
 
 REDUCTIONS = ("mean", "sum")
-PATIENCE = 0.1  # seconds before a device is asked again whether its losses are numbers
+PATIENCE = 0.1  # seconds before a device is asked again whether its losses are finite
 BATCH_SIZE = 100  # of accuracy checks: no more than this, unless training takes more
 _DATA = ("X_train", "y_train", "X_val", "y_val")
 _TOO_LITTLE = "Solver: expected memory for gradients and what the update rule keeps; received too little"
@@ -445,7 +445,7 @@ class Solver(Resumable):
         return self._accumulated.divided(total) if is_last else None
 
     def _update(self, grads: Any) -> None:
-        """Step along gradients, unless a loss was no number."""
+        """Step along gradients, unless a loss was NaN or infinite."""
         finite = self._finite
         if self._loss_scale is not None:
             fits = self._loss_scale.update(grads)
@@ -564,7 +564,7 @@ class Solver(Resumable):
             print(f"(Iteration {iteration} / {self.num_iterations}) loss: {float(loss.to_numpy()):f}")
 
     def _look_whether_finite(self) -> None:
-        """Read the losses once the device says that one was no number; it is asked at times, and not waited for."""
+        """Read the losses once the device says that one is not finite; it is asked now and then, without waiting."""
         now = time.perf_counter()
         if self._answer is None and self._finite is not None and now - self._asked >= PATIENCE:
             self._asked, self._answer = now, self.backend.fetch(self._finite)
@@ -574,7 +574,7 @@ class Solver(Resumable):
             self._answer = None
 
     def _first_nonfinite(self, row: int) -> str:
-        """Say where the batch of that row shows no number first; the parameters have not changed since."""
+        """Say where the batch of that row shows NaN or infinity first; the parameters have not changed since."""
         xp = self.backend.namespace
         X = self.augment.evaluate(xp.take(self.X_train, self._indices(row), axis=0), self.dtype)
         if backends.is_floating(X) and not bool(xp.all(xp.isfinite(X))):

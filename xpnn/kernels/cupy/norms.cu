@@ -42,5 +42,5 @@ __global__ void sum(i64 n, const A* x, A* out) {
 template <typename A>
 __global__ void clip_factor(i64 n, const A* squares, A most, A* factor) {
     const A ratio = most / (sqrt(sum_of(n, squares)) + A(1e-6));
-    if (threadIdx.x == 0) *factor = ratio >= 1 ? 1 : ratio;  // no number stays none
+    if (threadIdx.x == 0) *factor = ratio >= 1 ? 1 : ratio;  // NaN stays
 }

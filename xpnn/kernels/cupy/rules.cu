@@ -123,6 +123,6 @@ __global__ void lion(const Step<T> step, const bool* where, const Acc<T>* factor
     take<1>([=](A dw, A& w, A& v) {
         const A direction = b1 * v + rest1 * dw;
         v = b2 * v + rest2 * dw;
-        w = kept * w - lr * (direction > 0 ? 1 : direction < 0 ? -1 : direction);  // 0 and no number stay
+        w = kept * w - lr * (direction > 0 ? 1 : direction < 0 ? -1 : direction);  // 0 and NaN stay
     }, own_segment(step), where, factor);
 }
