@@ -55,7 +55,8 @@ def fast(session: nox.Session) -> None:
     """The suite on NumPy with the loops that numba compiles."""
     session.install(".[test,fast]", *WORKERS)
     _pytest(session, "numpy")
-    session.run("pytest", "--backend", "numpy", *THREADED)  # with all threads that there are
+    if not session.posargs:
+        session.run("pytest", "--backend", "numpy", *THREADED)  # with all threads that there are
 
 
 @nox.session

@@ -703,6 +703,10 @@ def test_a_first_step_that_fails_leaves_no_folder_and_one_after_an_epoch_what_th
     received = f"whose gradients fit into memory; received {size} (Unable to allocate 3.64 TiB)"
     assert (status, err) == (2, f"xpnn: Solver: expected batch_size {size // 2}, {received}\n")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "own").mkdir()
+    for out in ("own", "own/."):
+        assert xpnn(command, *QUICK, "--out", out)[2] == err
+    assert [path.name for path in tmp_path.rglob("*")] == ["own"]  # a folder of the user's stays
     if command == "train":
         epochs = 1
         assert xpnn(command, *QUICK, "--out", "run")[0] == 2

@@ -456,6 +456,14 @@ def test_the_stand_in_leaves_everything_as_it_was():
     assert watched() == before
 
 
+def test_a_launch_takes_no_more_than_4_kb_of_arguments(cupy):
+    source = 'struct Numbers { double x[%d]; }; extern "C" __global__ void test(Numbers, long long*) {}'
+    out = cupy.zeros(1, "int64")
+    run(cupy, source % 511, np.zeros(1, [("x", "f8", 511)]), out)
+    with pytest.raises(KernelError, match="a launch takes 4096 bytes of arguments; received 4104"):
+        run(cupy, source % 512, np.zeros(1, [("x", "f8", 512)]), out)
+
+
 # ---- CUDA's own compiler
 
 

@@ -15,6 +15,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -71,6 +72,7 @@ class Backend:
     name = ""
     package = ""
     pip = ""
+    fetches_beside_work = False  # whether `fetch` waits for nothing
     default_device = ""
     has_devices = False  # whether one process may use several
 
@@ -174,7 +176,7 @@ class Backend:
         return np.asarray(x)
 
     def fetch(self, x: Array) -> "Fetched":
-        """Have `x` copied to the host without waiting for it, where the library can."""
+        """Have `x` copied to the host; without waiting for it where `fetches_beside_work`."""
         return Fetched(self.to_numpy(x))
 
     def synchronize(self) -> None:
@@ -221,7 +223,7 @@ class CuPy(Backend):
     default_device = "0"
     pools: ClassVar[WeakSet[Any]] = WeakSet()  # of memory, besides CuPy's own: each says its `total_bytes()`
     _peak = 0
-    _fetching: tuple[Any, ...] = ()  # memory on the host that is written to, and when it will have been
+    fetches_beside_work = True
 
     @property
     def asynchronous(self) -> bool:
@@ -267,6 +269,11 @@ class CuPy(Backend):
     def to_numpy(self, x: Array) -> np.ndarray:
         return x.get()
 
+    @functools.cached_property
+    def _fetching(self) -> deque[tuple[Any, Any]]:
+        """Memory on the host that is written to, and the event after that."""
+        return deque()
+
     def fetch(self, x: Array) -> "Fetched":
         import cupy
         import cupyx
@@ -275,8 +282,10 @@ class CuPy(Backend):
         x.get(out=host, blocking=False)
         arrival = cupy.cuda.Event(disable_timing=True)
         arrival.record()
-        # Nobody else is given memory that is still to be written to, though the caller forget it.
-        self._fetching = (*(pair for pair in self._fetching if not pair[1].done), (host, arrival))
+        # Memory that is still to be written to is nobody else's, even where the caller forgets it.
+        while self._fetching and self._fetching[0][1].done:
+            self._fetching.popleft()
+        self._fetching.append((host, arrival))
         return Fetched(host, arrival)
 
     def synchronize(self) -> None:

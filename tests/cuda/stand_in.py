@@ -143,11 +143,12 @@ class ndarray(np.ndarray):
         if blocking:
             waits.append("get")
             return np.array(self.view(np.ndarray))
-        if not any(_root(out) is memory for memory in pinned):
+        if not any(_root(out) is memory() for memory in pinned):
             raise KernelError("a copy to memory that is not pinned is waited for")
         if out.dtype != self.dtype or out.shape != self.shape:
             raise TypeError(f"expected {self.dtype} of {self.shape} to be copied to; received {out.dtype} {out.shape}")
-        copies.append((clock.work(0.01), out, np.array(self.view(np.ndarray))))
+        where = types.SimpleNamespace(__array_interface__=out.__array_interface__)  # which keeps nothing
+        copies.append((clock.work(0.01), weakref.ref(_root(out)), where, np.array(self.view(np.ndarray))))
         return out
 
     def item(self, *args):
@@ -403,7 +404,7 @@ def _library_of(text: str, *options: str) -> Path:
             if done.returncode:
                 raise KernelError(done.stderr)
             new.rename(library)
-        library.touch()  # in use
+        os.utime(library)  # in use
     return library
 
 
@@ -684,8 +685,10 @@ class Event:
     def _reach(self):
         clock.host, self.is_reached = max(clock.host, self.time), True
         while copies and copies[0][0] <= clock.host:
-            _, out, values = copies.pop(0)
-            out[...] = values
+            _, memory, where, values = copies.pop(0)
+            if memory() is None:
+                raise KernelError("the memory that a copy goes to is somebody else's now")
+            np.asarray(where)[...] = values
 
 
 def get_elapsed_time(start, end):
@@ -699,13 +702,13 @@ def get_elapsed_time(start, end):
 def empty_pinned(shape, dtype=float, order="C"):
     """Memory of the host that the device writes to by itself; no numbers until it has."""
     memory = np.full(math.prod(shape) * np.dtype(dtype).itemsize, UNWRITTEN, np.uint8)
-    pinned.append(memory)
+    pinned.append(weakref.ref(memory))
     return memory.view(dtype).reshape(shape, order=order)
 
 
 clock = Clock()
-pinned: list[np.ndarray] = []
-copies: list[tuple[float, np.ndarray, np.ndarray]] = []  # on their way: when they arrive, where, and what
+pinned: list[weakref.ref] = []
+copies: list[tuple] = []  # on their way: when they arrive, in which memory and where in it, and what
 
 
 class Graph:

@@ -231,6 +231,19 @@ def test_callbacks_are_told_in_order():
     assert list(metrics) == keys.split()
 
 
+@pytest.mark.filterwarnings("ignore:(invalid|overflow)")
+def test_a_loss_that_is_no_number_ends_training_where_memory_is_too_short_to_say_where(monkeypatch):
+    def short(self, row):
+        raise MemoryError
+
+    solver = make_solver(num_epochs=1, update_rule="sgd", optim_config={"learning_rate": 1e30})
+    monkeypatch.setattr(Solver, "_first_nonfinite", short)
+    with pytest.warns(RuntimeWarning, match="the loss is"):
+        solver.train()
+    assert solver.diverged
+    assert len(solver.loss_history) == solver.iteration
+
+
 def test_the_mean_of_losses_is_that_of_as_many_as_there_are():
     solver = make_solver(num_epochs=1)
     solver.train()

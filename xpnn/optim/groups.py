@@ -85,7 +85,7 @@ def divide(names: Iterable[str], groups: Sequence[ParamGroup]) -> tuple[list[lis
     for group in groups:
         taken = [name for name in left if group.matches(name)]
         if not taken:
-            known = ", ".join(left) or "there are none"
+            known = ", ".join(left) or ("what is left, which is nothing" if names else "there are none")
             left_over = " that no group before has taken" if any(map(group.matches, names)) else ""
             raise SettingError(
                 f"group {group.pattern!r}: expected a pattern that matches parameters{left_over}; "

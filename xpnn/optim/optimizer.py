@@ -185,7 +185,8 @@ class Optimizer:
             grads = self._laid_out(self.params, grads)
         factor = self._clip_factor(grads)
         together: dict[str, list[tuple[InPlaceKernel, str, _Part]]] = {}  # groups whose rules have one loop
-        for key, part in sorted(self._parts.items(), key=lambda item: item[1].is_ours):  # the user's, which may raise
+        # Rules of the user's own first: they may raise.
+        for key, part in sorted(self._parts.items(), key=lambda item: item[1].is_ours):
             if not part.segments:
                 self._step_alone(key, part, grads, factor, where)
             elif isinstance(step := in_place(part.rule, self.params.flat), InPlaceKernel):  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.is_new = False  # whether `create` has made it
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
@@ -48,6 +49,7 @@ class RunFolder:
         while True:
             folder = cls(out or f"runs/{name}-{number}")
             try:
+                folder.is_new = not folder.path.exists()
                 folder.path.mkdir(parents=True, exist_ok=out is not None)
                 if any(folder.path.iterdir()):
                     raise SettingError(f"--out: expected a new or empty folder; {folder.path} has files in it")
@@ -64,13 +66,15 @@ class RunFolder:
 
     @contextmanager
     def gone_if_unused(self) -> Iterator[None]:
-        """Within, an error before there is more than a config.json takes the folder away: its name is free again."""
+        """Within, an error before there is more than a config.json undoes `create`: the name is free again."""
         try:
             yield
         except BaseException:
-            if [file.name for file in self.path.iterdir()] == [self.config.name]:
-                self.config.unlink()
-                self.path.rmdir()
+            with suppress(OSError):  # the error is what the user is to see
+                if [file.name for file in self.path.iterdir()] == [self.config.name]:
+                    self.config.unlink()
+                    if self.is_new:
+                        self.path.rmdir()
             raise
 
     def write_config(self, backend: backends.Backend, **settings: Settings) -> None:

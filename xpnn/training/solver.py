@@ -306,11 +306,11 @@ class Solver(Resumable):
     def train(self) -> None:
         """Train up to `num_epochs`; once these are done, for `num_epochs` more, on from the best weights.
 
-        Ctrl-C ends the training after the current iteration, as the end would: the best weights are put back
-        and callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning, on a device some
-        iterations later, of which none changes a weight. Neither raises
-        an error: `stop_reason` says what happened, and a script that trains several solvers must look at it, or
-        Ctrl-C ends one of them and the next begins.
+        Ctrl-C ends the training after the current iteration, as the end would: the best weights are put back and
+        callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning; on a device that is
+        noticed some iterations later, in which no step is taken. Neither raises an error: `stop_reason` says what
+        happened, and a script that trains several solvers must look at it, or Ctrl-C ends one of them and the next
+        begins.
         """
         if self.epoch >= self.total_epochs:
             self.total_epochs = self.epoch + self.num_epochs
@@ -528,13 +528,14 @@ class Solver(Resumable):
             values = self.backend.to_numpy(self.backend.namespace.stack(self._unread)).tolist()
         self._unread = []
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        self._losses.extend(values)
         if bad is not None and not self.diverged:
             self.diverged = True
-            iteration = len(self._losses) + bad + 1
-            where = self._first_nonfinite((iteration - 1) % self.iterations_per_epoch)
+            iteration, where = len(self._losses) - len(values) + bad + 1, ""
+            with contextlib.suppress(MemoryError):
+                where = self._first_nonfinite((iteration - 1) % self.iterations_per_epoch)
             self.stop(f"the loss is {values[bad]} at iteration {iteration}{where}")
             warnings.warn(f"Solver: {self.stop_reason}; training stopped", RuntimeWarning, stacklevel=3)
-        self._losses.extend(values)
 
     def fetch_loss(self, count: int = 1) -> Fetched:
         """Return the mean of the last losses on its way from the device, where nobody waits for it.
@@ -542,7 +543,7 @@ class Solver(Resumable):
         Parameters
         ----------
         count : int
-            Of how many, or fewer where those before them have been read already.
+            Of how many; of fewer where the losses before them have left the device.
 
         Raises
         ------
@@ -552,7 +553,7 @@ class Solver(Resumable):
         count, xp = whole("count", count), self.backend.namespace
         losses, read = self._unread[-count:], self._losses[-count:]
         if not losses and not read:
-            raise SettingError("fetch_loss: expected an iteration before; received none")
+            raise SettingError("Solver: expected an iteration before its loss is fetched; there was none")
         if not losses:
             return Fetched(np.asarray(sum(read) / len(read)))
         return self.backend.fetch(losses[0] if len(losses) == 1 else xp.mean(xp.stack(losses)))
@@ -565,6 +566,8 @@ class Solver(Resumable):
 
     def _look_whether_finite(self) -> None:
         """Read the losses once the device says that one is not finite; it is asked now and then, without waiting."""
+        if not self.backend.fetches_beside_work:
+            return
         now = time.perf_counter()
         if self._answer is None and self._finite is not None and now - self._asked >= PATIENCE:
             self._asked, self._answer = now, self.backend.fetch(self._finite)
@@ -574,7 +577,7 @@ class Solver(Resumable):
             self._answer = None
 
     def _first_nonfinite(self, row: int) -> str:
-        """Say where the batch of that row shows NaN or infinity first; the parameters have not changed since."""
+        """Say where the batch of that row shows NaN or infinity first; no step has been taken since."""
         xp = self.backend.namespace
         X = self.augment.evaluate(xp.take(self.X_train, self._indices(row), axis=0), self.dtype)
         if backends.is_floating(X) and not bool(xp.all(xp.isfinite(X))):

@@ -30,7 +30,7 @@ def check_folder(checkpoint_name: str | None) -> None:
 
 
 def made_transforms(augment: Any) -> Compose:
-    """Return the transforms as one; refuse a class among them, which is easily given for what it makes."""
+    """Return the transforms as one; refuse a class among them: an object of it was meant."""
     out = as_compose(augment)
     for transform in out.transforms:
         if isinstance(transform, type):
@@ -55,7 +55,7 @@ def config_of(optim_config: Any) -> Mapping[str, Any]:
 
 
 def check_views(tta: str, X: Array) -> None:
-    """Refuse views of what is no images."""
+    """Refuse views of examples that are not images."""
     if tta != "none" and X.ndim != 4:
         shape = tuple(X.shape)
         raise SettingError(f"Solver: expected images X_val (N, C, H, W) for tta {tta!r}; received shape {shape}")
