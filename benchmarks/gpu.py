@@ -288,30 +288,13 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("gpu.py", description=__doc__, formatter_class=form)
     parser.add_argument("--rounds", type=int, default=3, help="how often each step is timed anew")
     parser.add_argument("--seconds", type=float, default=3600, help="for everything; what does not fit is named")
-    parser.add_argument(
-        "--works",
-        nargs="*",
-        default=list(BATCHES),
-        choices=list(BATCHES),
-        metavar="WORK",
-        help=f"of {', '.join(BATCHES)}",
-    )
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=list(VARIANTS),
-        choices=list(VARIANTS),
-        metavar="VARIANT",
-        help=f"of {', '.join(VARIANTS)}",
-    )
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        default=list(USUAL),
-        choices=list(floor.SIZES),
-        metavar="DTYPE",
-        help=f"of {', '.join(floor.SIZES)}",
-    )
+    for name, least, known, usual in (
+        ("work", "*", BATCHES, BATCHES),
+        ("variant", "+", VARIANTS, VARIANTS),
+        ("dtype", "+", floor.SIZES, USUAL),
+    ):
+        these = {"nargs": least, "choices": list(known), "default": list(usual)}
+        parser.add_argument(f"--{name}s", **these, metavar=name.upper(), help=f"of {', '.join(known)}")
     parser.add_argument("--mode", default=MODE, help="torch.compile's, such as the original airbench's max-autotune")
     parser.add_argument("--out", type=Path, help="the file for the results")
     parser.add_argument("--time-to", type=float, metavar="ACCURACY", help="train airbench, too, for that test accuracy")
