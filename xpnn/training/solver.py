@@ -258,7 +258,7 @@ class Solver(Resumable):
         self._asked = 0.0  # when it was asked for
         self._order: Array | None = None
         self._order_state = self._batches.state
-        self._at_a_time = max(BATCH_SIZE, self.batch_size)  # in accuracy checks; fewer once memory was short
+        self._take_many_at_a_time()
         self._recorder.start(self)
 
     @property
@@ -352,7 +352,7 @@ class Solver(Resumable):
                     follower.move(self.model.backend)
         vars(self).update(data)  # all of it, as there was room
         self.backend, self._finite = self.model.backend, None
-        self._at_a_time = max(BATCH_SIZE, self.batch_size)
+        self._take_many_at_a_time()
         self._recorder.renew(self)
 
     def _iterate(self) -> None:
@@ -452,11 +452,15 @@ class Solver(Resumable):
             finite = fits if finite is None else fits & finite
         self.optimizer.step(grads, where=finite)
 
+    def _take_many_at_a_time(self) -> None:
+        """In accuracy checks, as long as memory is not short."""
+        self._at_a_time = max(BATCH_SIZE, self.batch_size)
+
     def _give_up_recording(self) -> bool:
         """Do without a recorded step, as memory is short; return whether there was one."""
         given_up = self._recorder.give_up(self)
         if given_up:
-            self._at_a_time = max(BATCH_SIZE, self.batch_size)  # there may be room for them again
+            self._take_many_at_a_time()  # there may be room again
         return given_up
 
     def _whole_step(self, indices: Array) -> Array:
