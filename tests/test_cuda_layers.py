@@ -174,6 +174,10 @@ def test_a_mask_is_one_launch(cupy):
     assert launched("random.dropout_mask", 0, 1, 2, 100_000, 0.5, "float32") == ["dropout_mask"]
 
 
+def test_normals_are_one_launch(cupy):
+    assert launched("random.normals", 0, 1, 2, 100_000, 0.0, 1.0, "float32") == ["normals"]
+
+
 @pytest.mark.parametrize("d", [100, 5000])
 def test_normalization_of_examples_is_one_launch_each_way(cupy, d):
     x, v, inv_std = cupy.asarray(normals(2, 3, d)), cupy.asarray(normals(d)), cupy.ones((2, 3, 1), "float32")
@@ -391,6 +395,11 @@ def test_a_mask_in_half_precision_drops_the_same(cupy, half):
     mask = kernel("random.dropout_mask")(1, 2, 3, 1001, 0.3, half.name).get()
     expected = random.dropout_mask(1, 2, 3, 1001, 0.3, "float32")
     np.testing.assert_array_equal(mask, expected.astype(half))
+
+
+def test_normals_in_half_precision_are_rounded_at_the_end(cupy, half):
+    received = kernel("random.normals")(1, 2, 3, 1001, 0.5, 2.0, half.name)
+    assert_rounded(received, random.normals(1, 2, 3, 1001, 0.5, 2.0, "float64"), half)
 
 
 # ---- the layers

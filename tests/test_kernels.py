@@ -259,6 +259,11 @@ CALLS = {
         (2**64 - 1, 2**63, 2**32 - 1, 4096, -(2**60), 2**53 - 1 - 2**60),
         (5, 6, 2**64 - 2, 12, 0, 10**9),
     ],
+    "random.normals": [
+        *((0, 1, 2, n, 0.0, 1.0, dtype) for n in (0, 1, 2, 3, 7, 2049, 20_001) for dtype in ("float64", "float32")),
+        (2**64 - 1, 2**63, 2**32 - 1, 4099, 3.0, 0.5, "float32"),
+        (5, 6, 2**64 - 2, 38, -1.0, 2.0, "float64"),
+    ],
     "random.dropout_mask": [
         *((0, 1, 2, n, 0.5, dtype) for n in (0, 1, 8, 20_001) for dtype in ("float64", "float32", "float16")),
         (2**64 - 1, 2**63, 2**32 - 1, 4099, 0.3, "float32"),
@@ -574,6 +579,7 @@ ROUNDINGS = {
     "layers.rows.add_rows": 16,
     "losses.cross_entropy": 16,
     "losses.soft_cross_entropy": 16,
+    "random.normals": 8,  # of their largest: the angle is rounded, and then its sine
     "products.matmul": 4,
     "products.matmul_bias": 4,
     "products.gemm": 4,
@@ -596,6 +602,7 @@ OF_DEVICES = {
     "recording.obstacle",
     "random.philox",
     "random.integers",
+    "random.normals",
     "products.matmul_bias",
     "products.gemm",
     "optim.in_place.muon",
@@ -832,6 +839,7 @@ def test_xpnn_fast_0_switches_every_kernel_off():
     [
         ("philox", lambda rng: rng.uniform(6, dtype="float64", backend="numpy"), ()),
         ("integers", lambda rng: rng.integers(0, 100, 6, backend="numpy"), (0, 100)),
+        ("normals", lambda rng: rng.normal(6, std=2, backend="numpy"), (0.0, 2.0, "float32")),
     ],
 )
 def test_a_generator_draws_through_the_kernel(monkeypatch, function, draw, more):

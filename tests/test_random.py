@@ -194,6 +194,16 @@ def test_the_smallest_and_largest_integer_of_a_wide_range(bits, expected, monkey
     assert int(Generator(0).integers(-3, 2**53 - 4)) == expected
 
 
+@pytest.mark.parametrize(
+    "draw", [Generator.uniform, Generator.normal, lambda rng, shape, **to: rng.dropout_mask(shape, 0.5, **to)]
+)
+def test_numbers_with_fractions_are_drawn_in_no_integer_type(kind, draw):
+    generator = Generator(0)
+    with pytest.raises(SettingError, match="random: expected a floating-point dtype; received int64"):
+        draw(generator, 3, dtype="int64", backend=kind.backend)
+    assert generator.state == (0, 0, 0)
+
+
 @pytest.mark.parametrize(("low", "high"), [(3, 3), (4, 3), (0, 2**53)])
 def test_an_empty_or_too_wide_range_of_integers_is_refused(low, high):
     with pytest.raises(SettingError, match=f"random.integers: expected low < high .*; received {low} and {high}"):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from xpnn import backend as backends
-from xpnn.backend import Array, Backend, Shape, dtype_name, namespace
+from xpnn.backend import FLOATING, Array, Backend, Shape, dtype_name, namespace
 from xpnn.errors import SettingError
 from xpnn.kernels import fast_path
 from xpnn.recording import varying
@@ -47,6 +47,16 @@ def integers(seed: int, stream: int, counter: int, n: int, low: int, high: int) 
     unit = _unit64(philox(seed, stream, counter, n))
     # unit is at most 1 - 2**-53, so the product rounds to less than high - low
     return (unit * (high - low)).astype("int64") + low
+
+
+def normals(seed: int, stream: int, counter: int, n: int, mean: float, std: float, dtype: str) -> Array:
+    """The definition of `Generator.normal`: pairs of numbers from 53 bits each, one of them half the draw later."""
+    pairs = (n + 1) // 2
+    unit = _unit64(philox(seed, stream, counter, 2 * pairs))
+    radius = np.sqrt(-2.0 * np.log(unit[:pairs] + 2.0**-53))  # (0, 1]: the logarithm stays finite
+    angle = 2.0 * math.pi * unit[pairs:]
+    z = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
+    return (z * std + mean).astype(dtype)
 
 
 def _unit64(bits: Array) -> Array:
@@ -100,9 +110,8 @@ class Generator:
 
         As with NumPy's, rounding may give `high` itself where the numbers are coarser than the bits.
         """
-        target, shape = backends.get(backend), _shape(shape)
+        target, shape, dtype = backends.get(backend), _shape(shape), _floating(dtype)
         low, high = float(low), float(high)
-        dtype = dtype_name(dtype)
         n = math.prod(shape)
         unit = self._unit64(n, target) if dtype == "float64" else self._unit32(n, target).astype(dtype)
         return self._deliver(unit * (high - low) + low, shape, target)
@@ -116,15 +125,12 @@ class Generator:
         backend: str | Backend | None = None,
     ) -> Array:
         """Draw from N(mean, std²), by the Box-Muller transform in float64."""
-        target, shape = backends.get(backend), _shape(shape)
+        target, shape, dtype = backends.get(backend), _shape(shape), _floating(dtype)
+        mean, std = float(mean), float(std)
         n = math.prod(shape)
-        pairs = (n + 1) // 2
-        unit = self._unit64(2 * pairs, target)
-        xp = namespace(unit)
-        radius = xp.sqrt(-2.0 * xp.log(unit[:pairs] + 2.0**-53))  # (0, 1]: the logarithm stays finite
-        angle = 2.0 * math.pi * unit[pairs:]
-        z = xp.concat([radius * xp.cos(angle), radius * xp.sin(angle)])[:n]
-        return self._deliver((z * float(std) + float(mean)).astype(dtype_name(dtype)), shape, target)
+        draw = fast_path("random.normals", target.name) or normals
+        numbers = draw(self.seed, self.stream, self._past(-(-n // 4)), n, mean, std, dtype)
+        return self._deliver(numbers, shape, target)
 
     def integers(self, low: int, high: int, shape: int | Shape = (), backend: str | Backend | None = None) -> Array:
         """Draw int64 from {low, ..., high - 1}."""
@@ -150,10 +156,10 @@ class Generator:
         self, shape: int | Shape, p: float, dtype: Any = "float32", backend: str | Backend | None = None
     ) -> Array:
         """Draw the mask of inverted dropout: 0 with probability `p`, else 1 / (1 - p)."""
-        target, shape = backends.get(backend), _shape(shape)
+        target, shape, dtype = backends.get(backend), _shape(shape), _floating(dtype)
         n = math.prod(shape)
         draw = fast_path("random.dropout_mask", target.name) or dropout_mask
-        mask = draw(self.seed, self.stream, self._past(-(-n // 8)), n, float(p), dtype_name(dtype))
+        mask = draw(self.seed, self.stream, self._past(-(-n // 8)), n, float(p), dtype)
         return self._deliver(mask, shape, target)
 
     def _bits(self, n: int, target: Backend) -> Array:
@@ -193,6 +199,13 @@ def as_generator(rng: "Generator | int | None", stream: int = WEIGHTS) -> Genera
         return rng
     seed = int(np.random.randint(2**31 - 1)) if rng is None else rng  # noqa: NPY002 (the global state is meant)
     return Generator(seed, stream)
+
+
+def _floating(dtype: Any) -> str:
+    name = dtype_name(dtype)
+    if name not in FLOATING:
+        raise SettingError(f"random: expected a floating-point dtype; received {name}")
+    return name
 
 
 def _shape(shape: int | Shape) -> Shape:
