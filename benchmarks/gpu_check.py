@@ -11,11 +11,15 @@ end in time, and 2 without a device.
 """
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import NamedTuple
 
 import device_checks
@@ -41,16 +45,37 @@ def run(name: str, command: Sequence[str], seconds: float, folder: Path = ROOT) 
     began, last = time.perf_counter(), ""
     if seconds <= 0:
         return Outcome(name, False, "no time was left", 0.0)
-    limited = ["timeout", "-s", "INT", "-k", str(PATIENCE), str(seconds), *command]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(limited, cwd=folder, text=True, **both) as process:
+    apart = {"cwd": folder, "text": True, "process_group": 0}
+    with subprocess.Popen(command, **apart, **both) as process, _ended(process, seconds):
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             last = line.strip(" =\n") or last
-    status, took = process.wait(), time.perf_counter() - began
+        status = process.wait()
+    took = time.perf_counter() - began
     late = took >= seconds
     return Outcome(name, status == 0 and not late, f"cut off after {took:.0f} s: {last}" if late else last, took)
+
+
+@contextmanager
+def _ended(process: subprocess.Popen, seconds: float) -> Iterator[None]:
+    """Within, a process and those that it starts are interrupted after so long; afterwards none of them is left."""
+
+    def tell(sign: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+
+    # Once, and not as `timeout` does, which tells the process and then its group: a second one ends the summary, too.
+    late = Timer(seconds, tell, [signal.SIGINT]), Timer(seconds + PATIENCE, tell, [signal.SIGKILL])
+    try:
+        for timer in late:
+            timer.start()
+        yield
+    finally:
+        for timer in late:
+            timer.cancel()
+        tell(signal.SIGKILL)
 
 
 def tests(until: float, share: float, workers: int) -> list[Outcome]:

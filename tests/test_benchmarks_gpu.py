@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -485,6 +486,34 @@ def test_a_command_that_takes_too_long_is_interrupted_and_has_failed(gpu_check, 
     assert not outcome.passed
     assert outcome.words == "cut off after 3 s: 3 passed"
     assert "begun\n" in capfd.readouterr().out
+
+
+def test_a_command_is_interrupted_once(gpu_check):
+    lines = ["import signal, time", "times = []", "signal.signal(signal.SIGINT, lambda *_: times.append(1))"]
+    lines += ["while not times: time.sleep(0.01)", "time.sleep(1)", "print('interrupted', len(times))"]
+    assert gpu_check.run("tests", [sys.executable, "-c", "\n".join(lines)], 1.0).words.endswith(": interrupted 1")
+
+
+def test_a_command_that_does_not_mind_is_killed_and_so_is_what_it_has_started(gpu_check, monkeypatch):
+    monkeypatch.setattr(gpu_check, "PATIENCE", 0.5)
+    starts = "import subprocess; subprocess.run(['sleep', '60'])"
+    code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {starts}"
+    outcome = gpu_check.run("tests", [sys.executable, "-c", code], 0.5)  # ends once nobody holds its output
+    assert not outcome.passed
+    assert outcome.seconds < 30
+
+
+def test_a_command_does_not_go_on_after_ctrl_c(gpu_check, monkeypatch):
+    def interrupted(line, **options):
+        if line.startswith("begun"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_check, "print", interrupted, raising=False)
+    code = "import time; print('begun', flush=True); time.sleep(60)"
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run("tests", [sys.executable, "-c", code], 60.0)
+    assert time.perf_counter() - began < 30
 
 
 def test_a_commands_last_line_and_status_are_its_outcome(gpu_check):
