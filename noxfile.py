@@ -27,7 +27,7 @@ OLDEST = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}  #
 HAS_GPU = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 HAS_NVRTC = sys.platform == "linux" and platform.machine() == "x86_64"  # CUDA's compiler is on PyPI, and needs no GPU
 
-nox.options.sessions = ["lint", "numpy", "fast", "strict", "torch", "oracle", "examples", "build"]
+nox.options.sessions = ["lint", "oldest", "fast", "kinds", "examples", "build"]
 nox.options.sessions += ["kernels"] * HAS_NVRTC + ["cupy"] * HAS_GPU
 nox.options.reuse_venv = "no"
 
@@ -42,42 +42,28 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("version", ["oldest", "newest"])
-def numpy(session: nox.Session, version: str) -> None:
-    """The suite on NumPy, read-only arrays included."""
+def oldest(session: nox.Session) -> None:
+    """The suite on the oldest NumPy, read-only arrays included, and no other library."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    session.install(".", *TEST, *WORKERS, f"numpy=={OLDEST[python]}" if version == "oldest" else "numpy")
-    _pytest(session, "numpy")
+    session.install(".", *TEST, *WORKERS, f"numpy=={OLDEST[python]}")
+    _shared_out(session, OTHERS, "--backend", "numpy")
 
 
 @nox.session
 def fast(session: nox.Session) -> None:
     """The suite on NumPy with the loops that numba compiles."""
     session.install(".[test,fast]", *WORKERS)
-    _pytest(session, "numpy")
+    _shared_out(session, OTHERS, "--backend", "numpy")
     if not session.posargs:
         session.run("pytest", "--backend", "numpy", *THREADED)  # with all threads that there are
 
 
 @nox.session
-def strict(session: nox.Session) -> None:
-    """The suite on array-api-strict, the stand-in for a GPU."""
-    session.install(".[test]", *WORKERS)
-    _pytest(session, "array-api-strict")
-
-
-@nox.session
-def torch(session: nox.Session) -> None:
-    """The suite on PyTorch's tensors, on the CPU; the session `oracle` has what is compared with PyTorch."""
+def kinds(session: nox.Session) -> None:
+    """The suite on every kind of array that needs no GPU, the newest of each, also compared with PyTorch."""
     session.install(".[test]", *WORKERS, *TORCH)
-    _pytest(session, "torch", "--ignore=tests/oracle")
-
-
-@nox.session
-def oracle(session: nox.Session) -> None:
-    """Layers, losses, update rules and whole nets against PyTorch, on every kind of array."""
-    session.install(".[test]", *WORKERS, *TORCH)
-    _shared_out(session, "tests/oracle", XPNN_DEMAND_TORCH="1")
+    session.run("python", "-c", "import array_api_strict, torch")  # or their tests would be skipped
+    _shared_out(session, OTHERS, XPNN_DEMAND_TORCH="1")
 
 
 @nox.session
@@ -131,10 +117,6 @@ def build(session: nox.Session) -> None:
     for file in ("py.typed", "reference.json", "data/digits.npz", "data/README.md", *sources):
         code = f"from importlib.resources import files; assert files('xpnn').joinpath('{file}').is_file(), '{file}'"
         session.run(str(python), "-c", code, external=True, silent=True)
-
-
-def _pytest(session: nox.Session, backend: str, *arguments: str) -> None:
-    _shared_out(session, "--backend", backend, OTHERS, *arguments)
 
 
 def _shared_out(session: nox.Session, *arguments: str, **environment: str) -> None:
