@@ -17,7 +17,7 @@ TEST = ["pytest>=8", "hypothesis>=6"]
 WORKERS = ["pytest-xdist>=3.6"]  # a process for each core, of one thread
 TORCH = ["torch==2.13.0"]
 # CUDA's compiler, and the bindings of the libraries, whose names and numbers the tests compare: not the libraries.
-CUDA = ["cupy-cuda13x>=14", "ml-dtypes", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13"]
+CUDA = ["cupy-cuda13x>=14.2", "ml-dtypes", "nvidia-cuda-nvrtc>=13", "nvidia-cuda-runtime>=13"]
 CUDA += ["nvmath-python>=1.0", "cuda-bindings>=13.0.1,<14", "nvidia-cudnn-frontend==1.23.0"]
 CUDA_TESTS = "test_cu*.py"  # on an emulation of CUDA: the session `kernels`
 OTHERS = f"--ignore-glob=tests/{CUDA_TESTS}"

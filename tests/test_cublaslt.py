@@ -218,7 +218,7 @@ def test_a_product_that_cublaslt_has_not_is_cupys(cupy, products, monkeypatch):
 
 
 @pytest.mark.parametrize("attribute", ["TRANSA", "EPILOGUE", "BIAS_BATCH_STRIDE", "BIAS_POINTER"])
-def test_a_product_with_an_attribute_that_the_version_does_not_know_is_cupys(cupy, products, attribute, monkeypatch):
+def test_a_product_does_without_an_attribute_that_the_version_does_not_know(cupy, products, attribute, monkeypatch):
     set_attribute = cublaslt_on_cpu.matmul_desc_set_attribute
 
     def refuse(handle, attr, buf, size_in_bytes):
@@ -230,7 +230,7 @@ def test_a_product_with_an_attribute_that_the_version_does_not_know_is_cupys(cup
     a, b, bias = normals(5, 4), normals(4, 3, seed=1), normals(3, seed=2)
     for _ in range(2):
         np.testing.assert_allclose(products.matmul_bias(*map(cupy.array, (a, b, bias))).get(), a @ b + bias, rtol=1e-5)
-    assert cublaslt_on_cpu.calls == []
+    assert epilogues() == ["DEFAULT"] * (2 if attribute.startswith("BIAS") else 0)  # or all is CuPy's
 
 
 @pytest.mark.parametrize("attribute", ["BATCH_COUNT", "MAX_WORKSPACE_BYTES"])
@@ -351,43 +351,78 @@ def refusing(monkeypatch, *names):
     monkeypatch.setattr(cublaslt_on_cpu, "matmul_algo_get_heuristic", refuse)
 
 
-def test_a_net_is_three_products_a_layer_and_nothing_else(cupy):
+def test_a_net_is_three_products_a_layer_and_a_launch_for_each_gradient_of_a_relu(cupy):
     net = FullyConnectedNet([16, 130, 24], 12, 5, backend="cupy", rng=0)
     x, y = cupy.asarray(normals(10, 12)), cupy.asarray(np.arange(10) % 5)
     net.loss(x, y)
     epilogues(), launched()
     net.loss(x, y)
-    forward, backward = ["RELU_AUX_BIAS"] * 3 + ["BIAS"], ["BGRADA", *["DRELU_BGRAD", "DEFAULT"] * 3]
-    assert epilogues() == forward + backward
-    assert launched() == ["cross_entropy", "nan_unless_finite"]
+    forward = ["RELU_BIAS"] * 3 + ["BIAS"]
+    assert epilogues() == [*forward, "BGRADA", *["DEFAULT", "DEFAULT"] * 3]
+    assert launched() == ["cross_entropy", *["grad"] * 3, "nan_unless_finite"]
     net.loss(x)
     assert epilogues() == forward
     assert launched() == []
 
 
+def test_a_gelu_by_tanh_and_its_gradient_come_with_products(cupy):
+    net = Sequential(Affine(16), GELU("tanh"), Affine(5))
+    Model(net, (12,), backend="cupy", rng=0)
+    launched()
+    out, cache = net.forward(cupy.asarray(normals(10, 12)), train=True)
+    net.backward(out, cache)
+    assert epilogues() == ["GELU_AUX_BIAS", "BIAS", "BGRADA", "DGELU_BGRAD", "DEFAULT", "DEFAULT"]
+    assert launched() == []
+
+
 @pytest.mark.parametrize(
-    ("refused", "forward", "backward"),
+    ("activation", "refused", "first", "launches"),
     [
-        (["RELU_AUX"], ["RELU_BIAS", "BIAS"], ["BGRADA", "DEFAULT", "DEFAULT"]),
-        (["RELU"], ["DEFAULT", "BIAS"], ["BGRADA", "DEFAULT", "DEFAULT"]),
-        (["DRELU"], ["RELU_AUX_BIAS", "BIAS"], ["BGRADA", "DEFAULT", "DEFAULT"]),
+        ("relu", "RELU", "DEFAULT", ["add_and_activate", "grad"]),
+        ("gelu_tanh", "GELU_AUX", "DEFAULT", ["add_and_activate", "grad"]),
+        ("gelu_tanh", "DGELU", "GELU_AUX_BIAS", ["grad"]),
     ],
 )
-def test_what_cublaslt_has_not_is_one_launch_of_a_kernel(cupy, monkeypatch, refused, forward, backward):
-    refusing(monkeypatch, *refused)
-    net = FullyConnectedNet([16], 12, 5, backend="cupy", rng=0)
-    x, y = cupy.asarray(normals(10, 12)), cupy.asarray(np.arange(10) % 5)
+def test_what_cublaslt_has_not_is_one_launch_of_a_kernel(cupy, monkeypatch, activation, refused, first, launches):
+    refusing(monkeypatch, refused)
+    net = Sequential(Affine(16), ACTIVATIONS[activation](), Affine(5))
+    Model(net, (12,), backend="cupy", rng=0)
     launched()
     for _ in range(2):
-        net.loss(x, y)
-        assert epilogues() == forward + backward
-        assert launched() == [
-            *["add_and_activate"] * (refused == ["RELU"]),
-            "cross_entropy",
-            "grad",
-            "nan_unless_finite",
-        ]
-    assert_as_on_numpy(lambda: Sequential(Affine(16), ReLU(), Affine(5)))
+        out, cache = net.forward(cupy.asarray(normals(10, 12)), train=True)
+        net.backward(out, cache)
+        assert epilogues() == [first, "BIAS", "BGRADA", "DEFAULT", "DEFAULT", "DEFAULT"]
+        assert launched() == launches
+    assert_as_on_numpy(lambda: Sequential(Affine(16), ACTIVATIONS[activation](), Affine(5)))
+
+
+def test_where_an_output_is_exactly_0_no_gradient_passes(cupy):
+    """As a ReLU has it, and cuBLASLt's gradient of it has not."""
+    net = Sequential(Affine(3), ReLU(), Affine(2))
+    Model(net, (4,), backend="cupy", rng=0)
+    out, cache = net.forward(cupy.zeros((2, 4), "float32"), train=True)
+    dx, _ = net.backward(cupy.ones(out.shape, "float32"), cache)
+    assert dx.get().tolist() == [[0, 0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("epilogues_left", [("DEFAULT",), ()])
+def test_what_cublaslt_finds_and_refuses_all_the_same_is_computed_otherwise(
+    cupy, products, monkeypatch, epilogues_left
+):
+    asked, matmul = [], cublaslt_on_cpu.matmul
+
+    def refuse(light_handle, compute_desc, *args):
+        asked.append(cublaslt_on_cpu.Epilogue(cublaslt_on_cpu._objects[compute_desc]["EPILOGUE"]).name)
+        if asked[-1] not in epilogues_left:
+            raise cublaslt_on_cpu.cuBLASLtError("not supported")
+        matmul(light_handle, compute_desc, *args)
+
+    monkeypatch.setattr(cublaslt_on_cpu, "matmul", refuse)
+    a, b, bias = normals(6, 5), normals(5, 4, seed=1), normals(4, seed=2)
+    for _ in range(2):
+        out = products.matmul_bias(*map(cupy.asarray, (a, b, bias)))
+        np.testing.assert_allclose(out.get(), a @ b + bias, rtol=1e-5, atol=1e-6)
+    assert asked == ["BIAS", *["DEFAULT"] * (2 if epilogues_left else 1)]
 
 
 def gradients(backend, net, kept, shape):
@@ -440,7 +475,7 @@ def test_in_every_precision_they_do(cupy, activation, kept):
     if kept == "bfloat16":
         pytest.importorskip("ml_dtypes")
     assert_as_on_numpy(lambda: NETS["affine"](ACTIVATIONS[activation]), kept)
-    assert any(name.startswith("D") and "BGRAD" in name for name in epilogues())
+    assert {"relu": "RELU_BIAS", "gelu_tanh": "DGELU_BGRAD"}[activation] in epilogues()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -478,7 +513,7 @@ def test_a_loss_is_no_number_where_an_example_is_none(cupy, place):
     x[place] = np.nan
     loss, _ = net.loss(cupy.asarray(x), cupy.asarray(np.arange(8) % 5))
     assert np.isnan(loss.get())
-    assert "RELU_AUX_BIAS" in epilogues()
+    assert "RELU_BIAS" in epilogues()
 
 
 def test_a_kernel_of_ours_lets_what_is_no_number_pass(cupy, monkeypatch):
@@ -520,7 +555,7 @@ class DoubledReLU(ReLU):
 )
 def test_subclasses_are_heard(cupy, net, fused):
     assert_as_on_numpy(net)
-    assert epilogues().count("RELU_AUX_BIAS") == 2 * fused  # in the forward pass, and in that for the scores
+    assert epilogues().count("RELU_BIAS") == 2 * fused  # in the forward pass, and in that for the scores
 
 
 @pytest.mark.parametrize("name", ["affine1", "relu1", "affine2", "relu2", "affine3"])
@@ -543,7 +578,7 @@ def test_layers_may_be_exchanged_from_pass_to_pass(cupy):
     Model(net, (12,), backend="cupy", rng=0)
     x, relu = cupy.asarray(normals(10, 12)), net.layers["relu1"]
     for layer, expected in [
-        (relu, ["RELU_AUX_BIAS", "DEFAULT", "BIAS"]),
+        (relu, ["RELU_BIAS", "DEFAULT", "BIAS"]),
         (GELU("tanh"), ["GELU_AUX_BIAS", "DEFAULT", "BIAS"]),
         (Dropout(0.0), ["BIAS", "DEFAULT", "BIAS"]),
     ]:
@@ -552,9 +587,9 @@ def test_layers_may_be_exchanged_from_pass_to_pass(cupy):
         assert epilogues() == expected
     net.layers["relu1"] = net.layers["gelu1"] = relu
     out, cache = net.forward(x, train=True)
-    assert epilogues() == ["RELU_AUX_BIAS", "RELU_AUX_BIAS", "BIAS"]
+    assert epilogues() == ["RELU_BIAS", "RELU_BIAS", "BIAS"]
     net.backward(out, cache)
-    assert epilogues() == ["BGRADA", *["DRELU_BGRAD", "DEFAULT"] * 2, "DEFAULT"]
+    assert epilogues() == ["BGRADA", *["DEFAULT", "DEFAULT"] * 2, "DEFAULT"]
 
 
 def test_without_kernels_nothing_is_fused(cupy, monkeypatch):

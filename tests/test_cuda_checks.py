@@ -37,7 +37,7 @@ def device_checks(monkeypatch):
             "float16 into float32, bfloat16 into float32",
         ),
         (
-            "a ReLU or GELU and its gradient come with products by cuBLASLt",
+            "a ReLU or GELU comes with a product by cuBLASLt, and the gradient of a GELU by tanh, too",
             "refused: none; the ReLU of NaN is: float32 0.0, float16 0.0, bfloat16 0.0, float64 0.0",
         ),
         ("bfloat16 goes to the device, through a kernel and back", None),

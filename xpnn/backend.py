@@ -278,14 +278,13 @@ class CuPy(Backend):
         import cupy
         import cupyx
 
+        while self._fetching and self._fetching[0][1].done:
+            self._fetching.popleft()  # its memory may be taken again, where more might be waited for
         host = cupyx.empty_pinned(x.shape, x.dtype)  # a copy to other memory is waited for
         x.get(out=host, blocking=False)
         arrival = cupy.cuda.Event(disable_timing=True)
         arrival.record()
-        # Memory that is still to be written to is nobody else's, even where the caller forgets it.
-        while self._fetching and self._fetching[0][1].done:
-            self._fetching.popleft()
-        self._fetching.append((host, arrival))
+        self._fetching.append((host, arrival))  # still to be written to, even where the caller forgets it
         return Fetched(host, arrival)
 
     def synchronize(self) -> None:

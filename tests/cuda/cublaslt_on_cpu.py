@@ -17,7 +17,8 @@ import stand_in
 from numpy.lib.stride_tricks import as_strided
 from stand_in import deferred
 
-WORKSPACE = 512  # bytes that every algorithm wants
+WORKSPACE = 512  # bytes that every algorithm says it wants
+MORE = 16  # and what it takes besides for an epilogue
 
 
 class MatmulDescAttribute(enum.IntEnum):
@@ -49,9 +50,6 @@ class Epilogue(enum.IntEnum):
     RELU = 2
     BIAS = 4
     RELU_BIAS = 6
-    RELU_AUX = 130
-    RELU_AUX_BIAS = 134
-    DRELU_BGRAD = 152
     GELU_AUX = 160
     GELU_AUX_BIAS = 164
     DGELU_BGRAD = 208
@@ -203,12 +201,12 @@ def matmul_algo_get_heuristic(
     _require(wishes["MAX_WORKSPACE_BYTES"] >= WORKSPACE and requested_algo_count == 1, "no algorithm")
     _require(wishes["REDUCTION_SCHEME_MASK"] == ReductionScheme.COMPUTE_TYPE, "sums would be rounded on the way")
     name = Epilogue(operation["EPILOGUE"]).name
-    _require(name in ("DEFAULT", "RELU", "RELU_AUX", "GELU_AUX") or operation["BIAS_POINTER"] != 0, "no bias")
+    _require(name in ("DEFAULT", "RELU", "GELU_AUX") or operation["BIAS_POINTER"] != 0, "no bias")
     _require(k > 1 or "BGRAD" not in name, "gradients with k = 1")
     if name.endswith(("_AUX", "_AUX_BIAS", "ELU_BGRAD")):
-        apart, multiple = operation["EPILOGUE_AUX_LD"], 128 if "RELU" in name else 8  # bits, or numbers
+        apart = operation["EPILOGUE_AUX_LD"]
         _require(operation["EPILOGUE_AUX_POINTER"] % 16 == 0 != operation["EPILOGUE_AUX_POINTER"], "no aux")
-        _require(apart % multiple == 0 and apart >= m and count == 1, f"aux {apart} apart")
+        _require(apart % 8 == 0 and apart >= m and count == 1, f"aux {apart} apart")
     _require(operation["EPILOGUE"] != Epilogue.BGRADA or not operation["TRANSA"], "sums of a transposed A")
     searches.append(operation_desc)
     aligned = [wishes[f"MIN_ALIGNMENT_{x}_BYTES"] for x in "ABCD"] + [math.gcd(operation[x], 16) for x in POINTERS]
@@ -244,7 +242,8 @@ def matmul(
     pointers = a, b, c, d, *(operation[x] for x in POINTERS)  # the last two as they were when it was asked for
     _require(all(x % least == 0 for x, least in zip(pointers, aligned, strict=True)), "not aligned as promised")
     _require(c != d or cdesc == ddesc, "a result in the place of C that lies otherwise")
-    _require(workspace != 0 and workspace_size_in_bytes >= WORKSPACE, "the algorithm wants a workspace")
+    wanted = WORKSPACE + MORE * (operation["EPILOGUE"] != Epilogue.DEFAULT)
+    _require(workspace != 0 and workspace_size_in_bytes >= wanted, "the algorithm wants a workspace")
     _require(stream == stand_in.streams[-1].ptr, "another stream than CuPy's")
     computed = np.dtype("float64" if operation["compute"] == ComputeType.COMPUTE_64F else "float32")
     scale = np.dtype(CUDA_TYPES[operation["scale"]])
@@ -278,20 +277,14 @@ def matmul(
 
 
 def _activated(name: str, values: np.ndarray, operation: dict, dtype: np.dtype) -> np.ndarray:
-    """An activation of the matrix, or its gradient, with what the one leaves for the other in the auxiliary buffer.
+    """An activation of the matrix; or its gradient, by what the one leaves for the other in the auxiliary buffer.
 
-    ReLU leaves a bit for each number, in what order is the library's affair; its maximum makes 0 of what is no number.
-    GELU, which is that by tanh, leaves its input in D's type.
+    ReLU's maximum makes 0 of what is no number. GELU, which is that by tanh, leaves its input in D's type.
     """
+    if "RELU" in name:
+        return np.fmax(values, 0)
     _, m, n = values.shape
     pointer, apart = operation["EPILOGUE_AUX_POINTER"], operation["EPILOGUE_AUX_LD"]
-    if "RELU" in name:
-        bits = _memory(pointer, np.dtype("uint8"), n * apart // 8).reshape(n, apart // 8) if apart else None
-        if name.startswith("D"):
-            return np.where(np.unpackbits(bits, axis=1)[:, :m].T, values, 0)
-        if "AUX" in name:
-            bits[:, : -(-m // 8)] = np.packbits(values[0].T > 0, axis=1)
-        return np.fmax(values, 0)
     inputs = as_strided(_memory(pointer, dtype, (n - 1) * apart + m), (m, n), (dtype.itemsize, apart * dtype.itemsize))
     x = inputs.astype(values.dtype) if name.startswith("D") else values[0]
     inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))

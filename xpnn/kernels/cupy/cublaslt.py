@@ -9,11 +9,10 @@ transposed product, ``outᵀ = bᵀ aᵀ``. Its bias, a number for each row of o
 
 What a product does with its results before it writes them, its epilogue, is one of:
 
-- ``BIAS`` adds one; ``RELU_BIAS`` then applies the activation, and without ``_BIAS`` only that. ``RELU_AUX`` and
-  ``GELU_AUX`` leave in `aux` what the gradient needs: a bit for each positive number, or the input of GELU, which is
-  that by tanh.
-- ``DRELU_BGRAD`` and ``DGELU_BGRAD`` multiply by the activation's derivative, as they read in `aux`, and write the sums
-  of the rows of the result, which are the gradient of the bias there, into `bias`.
+- ``BIAS`` adds one; ``RELU_BIAS`` then applies the activation, and without ``_BIAS`` only that. ``GELU_AUX``, which is
+  GELU by tanh, leaves its input in `aux`.
+- ``DGELU_BGRAD`` multiplies by the derivative at what it reads in `aux`, and writes the sums of the rows of the result,
+  which are the gradient of the bias there, into `bias`.
 - ``BGRADA`` writes the sum of the rows of b into `bias`.
 """
 
@@ -31,6 +30,9 @@ TF32 = os.environ.get("XPNN_TF32") == "1"  # whether float32 may be multiplied w
 WORKSPACE = 32 * 2**20  # bytes that a plan may ask for: as NVIDIA advises for its newer devices
 ALIGNED = 256  # bytes: the most that an algorithm may rely on
 BESIDE = 16  # bytes: the same, for a bias and for what an epilogue leaves
+MORE = (
+    16  # bytes that a product with an epilogue takes besides what is reported, as NVIDIA's nvmath-python provides for
+)
 
 CUDA_TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}  # of cudaDataType, by dtype.char
 
@@ -96,7 +98,7 @@ def multiply(
     pointers = b.data.ptr, a.data.ptr, c.data.ptr, out.data.ptr
     aligned = tuple(min(pointer & -pointer, ALIGNED) for pointer in pointers)
     aligned += tuple(math.gcd(pointer, BESIDE) for pointer in _pointers_of(bias, aux))
-    after = epilogue, None if aux is None else _aux_apart(aux)
+    after = epilogue, None if aux is None else aux.shape[1]
     results = c.strides, out.strides
     key = (a.shape, b.shape, a.strides, b.strides, results, a.dtype.char, out.dtype.char, after, aligned)
     if key not in _plans:
@@ -107,27 +109,33 @@ def multiply(
     memory = cupy.empty(plan.workspace, dtype="uint8") if plan.workspace else None  # of the pool, so of this stream
     of_product, of_added = (x.ctypes.data for x in _scales(alpha, beta, out.dtype.char))
     first, second, added, result = plan.layouts
+    stream = cupy.cuda.get_current_stream().ptr
+    place = 0 if memory is None else memory.data.ptr
     with _describing:
         if _pointers[plan.description] != _pointers_of(bias, aux):
             _describe_pointers(plan.description, bias, aux)
-        library().matmul(
-            _handle(library()),
-            plan.description,
-            of_product,
-            pointers[0],
-            first,
-            pointers[1],
-            second,
-            of_added,
-            pointers[2],
-            added,
-            pointers[3],
-            result,
-            plan.algorithm.ctypes.data,
-            0 if memory is None else memory.data.ptr,
-            plan.workspace,
-            cupy.cuda.get_current_stream().ptr,
-        )
+        try:
+            library().matmul(
+                _handle(library()),
+                plan.description,
+                of_product,
+                pointers[0],
+                first,
+                pointers[1],
+                second,
+                of_added,
+                pointers[2],
+                added,
+                pointers[3],
+                result,
+                plan.algorithm.ctypes.data,
+                place,
+                plan.workspace,
+                stream,
+            )
+        except library().cuBLASLtError:  # found, and refused all the same
+            _plans[key] = None
+            return False
     return True
 
 
@@ -147,19 +155,10 @@ def by_rows(x: Any) -> bool:
     )
 
 
-def aux_for(epilogue: str, out: Any) -> Any:
-    """Return memory for what an epilogue leaves of results (N, M), in N rows; None where it leaves nothing."""
-    if "_AUX" not in epilogue:
-        return None
+def aux_for(out: Any) -> Any:
+    """Return memory for the inputs of results (N, M), in N rows."""
     n, m = out.shape
-    if "RELU" in epilogue:
-        return cupy.empty((n, 16 * math.ceil(m / 128)), dtype="uint8")  # of bits
     return cupy.empty((n, 8 * math.ceil(m / 8)), dtype=out.dtype)
-
-
-def _aux_apart(aux: Any) -> int:
-    """From row to row, in bits or in numbers."""
-    return aux.shape[1] * (8 if aux.dtype.char == "B" else 1)
 
 
 def _plan(*product: Any) -> Plan | None:
@@ -185,7 +184,7 @@ def _find(
     if bias is not None:
         _describe(description, BIAS_BATCH_STRIDE=bias.shape[1] if len(bias) > 1 else 0)
     if aux is not None:
-        _describe(description, EPILOGUE_AUX_LD=_aux_apart(aux))
+        _describe(description, EPILOGUE_AUX_LD=aux.shape[1])
     _describe_pointers(description, bias, aux)
     result = _layout(out)
     layouts = _layout(b), _layout(a), result if c.strides == out.strides else _layout(c), result
@@ -211,7 +210,9 @@ def _find(
         lt.matmul_preference_destroy(preference)
     if answers[0] == 0 or answer["state"][0] != 0:
         return None
-    return Plan(description, layouts, np.ascontiguousarray(answer["algo"]), int(answer["workspace_size"][0]))
+    workspace = int(answer["workspace_size"][0])
+    workspace += MORE if workspace and epilogue != "DEFAULT" else 0
+    return Plan(description, layouts, np.ascontiguousarray(answer["algo"]), workspace)
 
 
 def _layout(x: Any) -> int:

@@ -12,9 +12,8 @@ from xpnn.kernels.cupy.products import matmul
 from xpnn.kernels.cupy.rows import add_into
 from xpnn.kernels.cupy.source import C_TYPES, FLAGS, Source, accumulation, fits, of_each_type
 
-# What cuBLASLt has; the first that it has for a product.
-FORWARD = {"relu": ("RELU_AUX", "RELU"), "gelu_tanh": ("GELU_AUX",)}
-BACKWARD = {"relu": "DRELU_BGRAD", "gelu_tanh": "DGELU_BGRAD"}
+# What cuBLASLt has. Its gradient of a ReLU is none of ours: where an output is exactly 0 it lets the gradient pass.
+FORWARD = {"relu": "RELU", "gelu_tanh": "GELU_AUX"}
 
 FUSED = Source(
     "fused.cu",
@@ -29,7 +28,7 @@ FUSED = Source(
 
 
 class Kept(NamedTuple):
-    """What the gradient of an activation is computed from, and what cuBLASLt has left for it."""
+    """The input of a GELU by tanh, and the memory that cuBLASLt has left it in."""
 
     numbers: Any
     aux: Any
@@ -41,12 +40,11 @@ def activated(rows: Any, w: Any, b: Any, activation: str) -> tuple[Any, Any]:
     rows, w, b = of_one_type(rows, w, b)
     if 0 not in (*rows.shape, *w.shape):
         out, bias = cupy.empty((len(rows), w.shape[1]), dtype=w.dtype), None if b is None else b[None]
-        for epilogue in FORWARD.get(activation, ()):
-            aux = cublaslt.aux_for(epilogue, out)
+        if epilogue := FORWARD.get(activation):
+            aux = cublaslt.aux_for(out) if activation == "gelu_tanh" else None
             with_bias = epilogue if b is None else f"{epilogue}_BIAS"
             if cublaslt.multiply(rows[None], w[None], out[None], bias, False, with_bias, aux):
-                numbers = out if activation == "relu" else aux[:, : w.shape[1]]
-                return out, numbers if aux is None else Kept(numbers, aux)
+                return out, out if aux is None else Kept(aux[:, : w.shape[1]], aux)
     return add_and_activate(matmul(rows, w), b, activation)
 
 
@@ -85,10 +83,10 @@ def activated_grad(dout: Any, kept: Any, activation: str, db: Any = None) -> tup
 
 @kernel("layers.fused.activated_input_grad", "cupy")
 def activated_input_grad(douts: Any, w: Any, kept: Any, activation: str, db: Any = None) -> tuple[Any, Any]:
-    """By cuBLASLt one launch, where it has left something for it in the forward pass."""
+    """By cuBLASLt one launch, where it has left the input of a GELU."""
     if isinstance(kept, Kept) and 0 not in douts.shape and douts.dtype == w.dtype == kept.numbers.dtype:
         dx = cupy.empty(kept.numbers.shape, dtype=w.dtype)
         sums = db if db is not None and db.dtype == w.dtype else cupy.empty(len(w), dtype=w.dtype)
-        if cublaslt.multiply(douts[None], w.T[None], dx[None], sums[None], False, BACKWARD[activation], kept.aux):
+        if cublaslt.multiply(douts[None], w.T[None], dx[None], sums[None], False, "DGELU_BGRAD", kept.aux):
             return dx, written(sums, db)
     return activated_grad(matmul(douts, w.T), kept, activation, db)

@@ -84,17 +84,18 @@ def multiply(a: Any, b: Any, out: Any, bias: Any = None, add: bool = False) -> N
         if bias is not None:
             out += bias[:, None]
     elif not cublaslt.multiply(a, b, out, bias, add):
-        _multiply(a, b, out, bias, add)
+        if bias is None or not cublaslt.multiply(a, b, out, None, add):
+            _multiply(a, b, out, add)
+        if bias is not None:
+            out += bias[:, None]
 
 
-def _multiply(a: Any, b: Any, out: Any, bias: Any, add: bool) -> None:
+def _multiply(a: Any, b: Any, out: Any, add: bool) -> None:
     if len(a) > 1 and a.dtype.itemsize > 2:
         _multiply_into(a, b, out, add)
     else:  # CuPy computes stacks of float16 in float32, and fails for those of bfloat16
         for left, right, result in zip(a, b, out, strict=True):
             _multiply_into(left, right, result, add)
-    if bias is not None:
-        out += bias[:, None]
 
 
 def _multiply_into(a: Any, b: Any, out: Any, add: bool) -> None:
