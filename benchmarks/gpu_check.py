@@ -79,14 +79,16 @@ def _ended(process: subprocess.Popen, seconds: float) -> Iterator[None]:
 
 
 def tests(until: float, share: float, workers: int) -> list[Outcome]:
-    """The suite in two parts, the kernels' and graphs' first."""
+    """The suite in three parts: the kernels' and graphs', what runs on arrays, and what is the same on every backend."""
     first = sorted({str(path.relative_to(ROOT)) for pattern in FIRST for path in ROOT.glob(pattern)})
     pytest = [sys.executable, "-m", "pytest", "--backend", "cupy", "-q", "--tb", "short"]
     pytest += [f"--ignore-glob={ROOT / EMULATED}", *(["-n", str(workers)] if workers > 1 else [])]
     end = time.perf_counter() + share
+    others = ["tests", *(f"--ignore={path}" for path in first)]
     parts = {
         "tests of kernels and graphs": first,
-        "all other tests": ["tests", *(f"--ignore={path}" for path in first)],
+        "tests on CuPy's arrays": [*others, "-k", "cupy"],
+        "all other tests": [*others, "-k", "not cupy"],
     }
     return [run(name, [*pytest, *part], min(end, until) - time.perf_counter()) for name, part in parts.items()]
 

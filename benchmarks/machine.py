@@ -1,5 +1,6 @@
 """What a benchmark's figures were measured on."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -66,7 +67,7 @@ def _commit() -> str:
         found = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True, check=True)
         same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", ":(exclude)results"], check=False)
     except (OSError, subprocess.CalledProcessError):
-        return "of no known commit"
+        return os.environ.get("XPNN_COMMIT", "of no known commit")  # where the code has come without its history
     return found.stdout.strip() + "+" * bool(same.returncode)
 
 

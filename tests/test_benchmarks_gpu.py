@@ -529,10 +529,12 @@ def test_the_kernels_tests_come_first_and_none_twice(gpu_check, monkeypatch):
     commands = []
     monkeypatch.setattr(gpu_check, "run", lambda name, command, seconds: commands.append((name, command)))
     gpu_check.tests(until=1e9, share=1.0, workers=1)
-    (_, first), (_, others) = commands
+    (_, first), (_, on_arrays), (_, others) = commands
     assert "tests/test_kernels.py" in first
     assert "tests/training/test_fast_paths.py" in first
-    assert first[3:5] == others[3:5] == ["--backend", "cupy"]
+    assert first[3:5] == on_arrays[3:5] == others[3:5] == ["--backend", "cupy"]
+    assert (on_arrays[-2:], others[-2:]) == (["-k", "cupy"], ["-k", "not cupy"])
+    assert on_arrays[:-2] == others[:-2]
     assert "-n" not in first
     assert {f"--ignore={path}" for path in first if path.startswith("tests/")} <= set(others)
 
@@ -563,8 +565,9 @@ def test_one_failure_is_exit_status_1_and_the_table_comes_last(gpu_check, monkey
     monkeypatch.setattr(gpu_check, "_check", lambda name, seconds: (True, ""))
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--seconds", "100"])
     assert gpu_check.main() == 1
-    *_, kernels, others, check, small, benchmarks = capsys.readouterr().out.splitlines()
+    *_, kernels, on_arrays, others, check, small, benchmarks = capsys.readouterr().out.splitlines()
     assert kernels == "ok           2 s  tests of kernels and graphs: its last line"
+    assert on_arrays == "ok           2 s  tests on CuPy's arrays: its last line"
     assert others == "ok           2 s  all other tests: its last line"
     assert check == "FAILED       2 s  xpnn check: its last line"
     assert small.endswith(f"small checks: {len(gpu_check.device_checks.CHECKS)} ok, 0 FAILED")

@@ -89,7 +89,7 @@ def test_a_relu_is_part_of_the_product_or_one_launch_with_the_bias(cupy, convolu
     monkeypatch.setattr(convolution, "COLUMNS", 2 * 36 * 72 * 4)  # bytes of two images
     for has_lt in (False, True):
         if has_lt:
-            convolution.cublaslt.library.cache_clear()
+            convolution.cublaslt.library.cache_clear(), convolution.cublaslt.obstacle.cache_clear()
             cublaslt_on_cpu.install()
         stand_in.launches.clear()
         out, kept = ours(ACTIVATED)(*args)
@@ -208,8 +208,9 @@ def test_what_is_in_use_is_told(cupy, convolution, monkeypatch):
     products = importlib.import_module("xpnn.kernels.cupy.products")
     assert products.describe() == "cupy.matmul, exact float32; faster by cuBLASLt: pip install nvmath-python"
     assert convolution.describe().startswith("im2col and products; faster by cuDNN: pip install ")
-    for found in (products.cublaslt.library, convolution.cudnn.library, convolution.cudnn.obstacle):
-        found.cache_clear()
+    for of in (products.cublaslt, convolution.cudnn):
+        of.library.cache_clear()
+        of.obstacle.cache_clear()
     cublaslt_on_cpu.install()
     cudnn_on_cpu.install()
     assert products.describe() == "cuBLASLt 13.5, exact float32"
@@ -285,6 +286,35 @@ def test_info_says_where_cupy_rounds_what_is_left_to_it(info):
     assert info(with_libraries=True, CUPY_TF32="1")["products"] == words
 
 
+@pytest.mark.parametrize("where", ["create_handle", "check_support"])
+def test_why_cudnn_does_not_work_is_told(cupy, convolution, monkeypatch, where):
+    def fail(*_):
+        raise RuntimeError("Unable to load\n any libcudart.so")
+
+    monkeypatch.setattr(cudnn_on_cpu if where == "create_handle" else cudnn_on_cpu.pygraph, where, fail)
+    cudnn_on_cpu.install()
+    why = "RuntimeError: Unable to load any libcudart.so"
+    assert (
+        convolution.describe()
+        == {
+            "create_handle": f"im2col and products; cuDNN does not load ({why}); {convolution.cudnn.ADVICE}",
+            "check_support": f"im2col and products; cuDNN 9.19.0 has no plan for a usual convolution ({why})",
+        }[where]
+    )
+
+
+def test_why_cublaslt_does_not_work_is_told(cupy, monkeypatch):
+    def fail():
+        raise RuntimeError("libcublasLt.so is not there")
+
+    monkeypatch.setattr(cublaslt_on_cpu, "create", fail)
+    cublaslt_on_cpu.install()
+    why = "nvmath-python does not load cuBLASLt (RuntimeError: libcublasLt.so is not there)"
+    products, graph = (importlib.import_module(f"xpnn.kernels.cupy.{name}") for name in ("products", "graph"))
+    assert products.describe() == f"cupy.matmul, exact float32; faster by cuBLASLt: {why}"
+    assert graph.obstacle() == f"products by cupy.matmul cannot be recorded; {why}"
+
+
 def test_a_frontend_of_cudnn_that_does_not_fit_is_as_none_and_named(cupy, convolution, monkeypatch):
     """Version 1.32 has tensors of its own, in Python, which cannot be told how arrays are aligned."""
     monkeypatch.delattr(cudnn_on_cpu.tensor, "set_alignment")
@@ -295,6 +325,6 @@ def test_a_frontend_of_cudnn_that_does_not_fit_is_as_none_and_named(cupy, convol
     assert cudnn_on_cpu.executed == []
     assert convolution.describe() == (
         "im2col and products; nvidia-cudnn-frontend 1.32.0 does not fit "
-        "('tensor' object has no attribute 'set_alignment'); "
+        "(AttributeError: 'tensor' object has no attribute 'set_alignment'); "
         "faster by cuDNN: pip install 'nvidia-cudnn-frontend>=1.23,<1.24' nvidia-cudnn-cu13 (or -cu12)"
     )

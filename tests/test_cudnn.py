@@ -42,6 +42,8 @@ def cupy(monkeypatch):
         cudnn_on_cpu.install()
         monkeypatch.setattr(cudnn_on_cpu, "has_exact_plans", True)
         monkeypatch.setattr(ours_of_cudnn(), "AUTOTUNE", False)
+        assert ours_of_cudnn().obstacle() == ""
+        cudnn_on_cpu.built.clear()  # to see that there is none
         yield module
 
 
@@ -335,17 +337,38 @@ def test_of_the_plans_that_can_be_built_the_fastest_is_kept(timed, correlate):
 
 
 def test_plans_are_timed_when_a_shape_is_first_met(timed, correlate):
+    timed(0.3, 0.1, 0.15)
     correlate()
     cudnn = ours_of_cudnn()
-    executions = cudnn.ROUNDS * cudnn.RUNS + 1
+    executions = 2 + cudnn.ROUNDS * cudnn.RUNS  # one to load it, one to see how slow it is
     assert len(cudnn_on_cpu.indices) == 3 * executions + 1
-    assert stand_in.waits.count("event") == 3 * cudnn.ROUNDS
+    assert stand_in.waits.count("event") == 3 * (1 + cudnn.ROUNDS)
     stand_in.waits.clear()
     timed(1.0, 2.0, 3.0)
     assert correlate() == 1  # what has won stays
     assert stand_in.waits == []
     assert correlate(3) == 0
-    assert stand_in.waits.count("event") == 3 * cudnn.ROUNDS
+    assert stand_in.waits != []
+
+
+def test_a_slow_plan_is_executed_a_few_times_and_one_much_slower_than_the_best_once(timed, correlate):
+    cudnn = ours_of_cudnn()
+    timed(20.0, 3.0, 7.0, 5.0)
+    assert correlate() == 1
+    runs = [cudnn_on_cpu.indices.count(i) for i in range(4)]
+    assert runs == [2 + cudnn.ROUNDS, 2 + cudnn.ROUNDS * 3 + 1, 2, 2 + cudnn.ROUNDS * 2]  # the best is then executed
+
+
+def test_where_every_plan_fails_the_fallback_computes(timed, cupy, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(cudnn_on_cpu.pygraph, "execute", fail)
+    x, w = normals(2, 4, 5, 5), normals(6, 4, 3, 3)
+    for _ in range(2):
+        out = ours(FUNCTIONS[0])(cupy.array(x), cupy.array(w), None, Window((3, 3)), 1)
+        np.testing.assert_allclose(out.get(), definition(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1), atol=1e-5)
+    assert len(cudnn_on_cpu.built) == 1
 
 
 def test_a_few_plans_are_timed(timed, correlate):
@@ -364,7 +387,7 @@ def test_plans_are_timed_at_the_devices_pace_and_not_the_hosts(timed, correlate,
     timed(0.003, 0.002, 0.001)
     stand_in.launches.clear()
     assert correlate() == 2
-    assert [launch.kernel for launch in stand_in.launches] == 3 * ours_of_cudnn().ROUNDS * ["spin"]
+    assert [launch.kernel for launch in stand_in.launches] == 3 * (1 + ours_of_cudnn().ROUNDS) * ["spin"]
 
 
 def test_what_is_timed_is_what_lies_between_the_events(timed, correlate, monkeypatch):
@@ -376,9 +399,10 @@ def test_what_is_timed_is_what_lies_between_the_events(timed, correlate, monkeyp
 
     monkeypatch.setattr(cudnn.cupy.cuda, "get_elapsed_time", elapsed)
     monkeypatch.setattr(cudnn_on_cpu, "asking", 0.014)
-    timed(0.003, 0.05)
+    timed(0.003, 0.004)
     correlate()
-    np.testing.assert_allclose(times, cudnn.RUNS * np.repeat([0.003, 0.05], cudnn.ROUNDS), rtol=1e-9)
+    expected = [0.003, *cudnn.ROUNDS * [cudnn.RUNS * 0.003], 0.004, *cudnn.ROUNDS * [cudnn.RUNS * 0.004]]
+    np.testing.assert_allclose(times, expected, rtol=1e-9)
 
 
 def test_a_plan_for_which_memory_is_short_is_not_taken(timed, correlate, monkeypatch):
@@ -423,7 +447,7 @@ def test_threads_that_meet_a_shape_together_time_it_once(timed, cupy):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: ours(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1), range(8)))
     assert len(cudnn_on_cpu.built) == 1
-    assert stand_in.waits.count("event") == 3 * ours_of_cudnn().ROUNDS
+    assert stand_in.waits.count("event") == 3 * (1 + ours_of_cudnn().ROUNDS)
     assert cudnn_on_cpu.indices[-7:] == 7 * [1]
 
 

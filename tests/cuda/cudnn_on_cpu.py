@@ -122,7 +122,8 @@ class tensor:
 
 
 class pygraph:
-    def __init__(self, *, io_data_type, intermediate_data_type, compute_data_type, handle):
+    def __init__(self, *, io_data_type, intermediate_data_type, compute_data_type, handle, sm_version):
+        _require(sm_version == stand_in.ARCHITECTURE, "for another device")
         _require(intermediate_data_type == compute_data_type == data_type.FLOAT, "sums would be rounded on the way")
         self.io, self.handle, self.tensors, self.steps = io_data_type, handle, [], []
 

@@ -58,6 +58,7 @@ OPTIONS += ["-fPIC", f"-I{HERE / 'include'}"]
 WATCHED = ["-O1", "-shared", "-fsanitize=thread,alignment,bounds", "-fno-gnu-unique", "-fno-threadsafe-statics"]
 LIBRARIES = ["-nodefaultlibs", "-lstdc++", "-lm", "-lgcc_s", "-lc"]  # all but the sanitizers' own
 
+ARCHITECTURE = 90  # of the device that there is not
 ARGUMENTS = 4096  # bytes of a launch, at most
 GUARD = 256  # bytes before and behind every array
 CYCLES = 2_000_000  # of the device's clock, in a millisecond
@@ -835,6 +836,7 @@ def _modules() -> dict[str, types.ModuleType]:
         get_elapsed_time=get_elapsed_time,
         Memory=Blocks,
         MemoryPointer=lambda memory, offset: memory,
+        Device=lambda: types.SimpleNamespace(compute_capability=str(ARCHITECTURE)),
         **{x.__name__: x for x in (Event, Stream, MemoryPool, using_allocator)},
     )
     modules["cupyx"].empty_pinned = empty_pinned

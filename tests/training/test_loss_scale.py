@@ -36,6 +36,16 @@ def test_it_is_doubled_after_so_many_steps_in_a_row(kind, monkeypatch):
     assert received == [1, 1, 0.5, 0.5, 0.5, 1, 1, 1, 2]
 
 
+@pytest.mark.parametrize(("examples", "expected"), [(1, 2.0**16), (64, 2.0**10), (2000, 2.0**5)])
+def test_of_a_sum_of_losses_it_is_as_much_smaller_at_first_to_a_power_of_two(kind, examples, expected):
+    kind.assert_close(LossScale(kind.backend, examples).scale, expected)
+
+
+def test_a_solver_that_adds_up_losses_begins_with_the_smaller_scale():
+    for reduction, expected in (("mean", 2.0**16), ("sum", 2.0**13)):
+        assert float(half_solver(batch_size=8, reduction=reduction)._loss_scale.scale) == expected
+
+
 def half_solver(**settings):
     return make_solver(make_net(dtype="float16"), **settings)
 

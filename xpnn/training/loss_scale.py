@@ -17,6 +17,8 @@ class LossScale:
     ----------
     backend : Backend
         Where the gradients are.
+    examples : int
+        Of how many the losses are added up, and the gradients as much larger: the first scale is as much smaller.
 
     Attributes
     ----------
@@ -28,8 +30,8 @@ class LossScale:
 
     FIRST, GROWS_AFTER = 2.0**16, 2000
 
-    def __init__(self, backend: Backend) -> None:
-        first = {"scale": self.FIRST, "steps": 0.0}
+    def __init__(self, backend: Backend, examples: int = 1) -> None:
+        first = {"scale": self.FIRST / 2.0 ** (examples - 1).bit_length(), "steps": 0.0}
         self.arrays: dict[str, Array] = {name: backend.asarray(value, "float32") for name, value in first.items()}
 
     @property

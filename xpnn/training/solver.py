@@ -211,7 +211,8 @@ class Solver(Resumable):
             average.include(partial(getattr, model, "state"))
         self.average = average
         is_half = isinstance(model, Model) and model.compute_dtype == "float16"
-        self._loss_scale = LossScale(self.backend) if is_half else None
+        summed = self.batch_size if self.reduction == "sum" else 1
+        self._loss_scale = LossScale(self.backend, summed) if is_half else None
         generator = as_generator(seed)
         self._batches, self._augmentation = generator.spawn(BATCHES), generator.spawn(AUGMENTATION)
         self._evaluation = generator.spawn(EVALUATION)

@@ -53,13 +53,25 @@ _describing = threading.Lock()  # until a product is under way, its description 
 
 @functools.cache
 def library() -> Any:
-    """The bindings; None where they, or cuBLASLt, are not there."""
+    """The bindings; None where there is an obstacle."""
+    return None if obstacle() else importlib.import_module("nvmath.bindings.cublasLt")
+
+
+@functools.cache
+def obstacle() -> str:
+    """Why products are not cuBLASLt's, and what helps, for people to read; "" where they are."""
     try:
-        lt = importlib.import_module("nvmath.bindings.cublasLt")
-        _handle(lt)
-    except Exception:  # of nvmath's own for libraries that are not found
-        return None
-    return lt
+        _handle(importlib.import_module("nvmath.bindings.cublasLt"))
+    except ModuleNotFoundError as error:
+        needed = "nvmath-python" if (error.name or "").startswith("nvmath") else error.name
+        return f"pip install {needed}"
+    except Exception as error:  # of nvmath's own for libraries that are not found
+        return f"nvmath-python does not load cuBLASLt ({in_short(error)})"
+    return ""
+
+
+def in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @functools.cache

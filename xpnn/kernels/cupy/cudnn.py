@@ -14,20 +14,23 @@ import importlib
 import math
 import os
 import threading
+import warnings
 from typing import Any, NamedTuple
 
 import cupy
 
-from xpnn.kernels.cupy.cublaslt import TF32
+from xpnn.kernels.cupy.cublaslt import TF32, in_short
 from xpnn.kernels.cupy.source import Source
 from xpnn.windows import Pair, Window
 
 AUTOTUNE = os.environ.get("XPNN_AUTOTUNE") != "0"  # whether plans are timed
 CANDIDATES = 8  # plans that are
-ROUNDS, RUNS = 3, 10  # how often, and executions of a round, one right behind the other
+ROUNDS, RUNS = 3, 10  # how often, and executions of a round at most, one right behind the other
+ENOUGH = 10.0  # milliseconds of a round: of a slow plan fewer executions
+SLOW = 2  # times as long as the best: it takes one execution to see that a plan is not to be taken
 BUSY = 2_000_000  # cycles, a millisecond or so: within it the host asks for all executions of a round
 CLEARLY = 0.97  # of a plan's time: what a later one may take to be preferred. Noise alone does not choose
-WORKSPACE = 256 * 2**20  # bytes that a plan may ask for
+WORKSPACE = 2**30  # bytes that a plan may ask for: with less, exact float32 may have the slowest plans alone
 ALIGNED = 16  # bytes: the most that a plan relies on
 TYPES = {"f": "FLOAT", "e": "HALF", "E": "BFLOAT16"}
 ADVICE = "faster by cuDNN: pip install 'nvidia-cudnn-frontend>=1.23,<1.24' nvidia-cudnn-cu13 (or -cu12)"
@@ -57,15 +60,21 @@ def library() -> Any:
 def obstacle() -> str:
     """Why convolutions are not cuDNN's, and what helps, for people to read; "" where they are."""
     try:
-        cudnn = importlib.import_module("cudnn")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, which the frontend imports where it is there
+            cudnn = importlib.import_module("cudnn")
         _handle(cudnn)
-    except Exception:  # whatever a broken installation raises
+    except ModuleNotFoundError:
         return ADVICE
-    one_pixel = (1, 1, 1, 1)
+    except Exception as error:  # whatever a broken installation raises
+        return f"cuDNN does not load ({in_short(error)}); {ADVICE}"
+    images, filters = (1, 8, 8, 8), (8, 8, 1, 1)
     try:
-        _graph(cudnn, "fprop_relu", one_pixel, one_pixel, one_pixel, Window((1, 1)), "f", (ALIGNED,) * 3)
+        _build(cudnn, _graph(cudnn, "fprop", images, filters, images, Window((1, 1)), "e", (ALIGNED,) * 3), "e")
     except (AttributeError, TypeError) as error:  # newer ones cannot be told how an array is aligned
-        return f"nvidia-cudnn-frontend {cudnn.__version__} does not fit ({error}); {ADVICE}"
+        return f"nvidia-cudnn-frontend {cudnn.__version__} does not fit ({in_short(error)}); {ADVICE}"
+    except _declined(cudnn) as error:
+        return f"cuDNN {cudnn.backend_version_string()} has no plan for a usual convolution ({in_short(error)})"
     return ""
 
 
@@ -152,53 +161,71 @@ def _plan(
     cudnn = library()
     graph = _graph(cudnn, operation, first, second, result, window, char, aligned)
     try:
-        graph.validate()
-        graph.build_operation_graph()
-        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        graph.deselect_numeric_notes(_unwanted(cudnn, exact=char == "f" and not TF32))
-        graph.deselect_workspace_greater_than(WORKSPACE)
-        graph.check_support()
-        graph.build_plans()
+        _build(cudnn, graph, char)
     except _declined(cudnn):
         return None
     return Plan(graph, graph.get_workspace_size())
 
 
-def _fastest(graph: Any, pointers: dict[int, int]) -> Plan:
-    """Time the first plans of a graph, and build the fastest: it executes the one that was built last."""
+def _build(cudnn: Any, graph: Any, char: str) -> None:
+    graph.validate()
+    graph.build_operation_graph()
+    graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    graph.deselect_numeric_notes(_unwanted(cudnn, exact=char == "f" and not TF32))
+    graph.deselect_workspace_greater_than(WORKSPACE)
+    graph.check_support()
+    graph.build_plans()
+
+
+def _fastest(graph: Any, pointers: dict[int, int]) -> Plan | None:
+    """Time the first plans of a graph, and build the fastest: it executes the one that was built last.
+
+    None where all fail.
+    """
     built, best, least = 0, 0, math.inf
     for index in range(graph.get_execution_plan_count()):
         try:
             graph.build_plan_at_index(index)
         except _declined(library()):
             continue
-        time = _time(Plan(graph, graph.get_workspace_size()), pointers)
-        if built == 0 or time < CLEARLY * least:
+        time = _time(Plan(graph, graph.get_workspace_size()), pointers, SLOW * least)
+        if time < CLEARLY * least:
             best, least = index, time
         built += 1
         if built == CANDIDATES:
             break
+    if least == math.inf:
+        return None
     graph.build_plan_at_index(best)
     return Plan(graph, graph.get_workspace_size())
 
 
-def _time(plan: Plan, pointers: dict[int, int]) -> float:
-    """Of some executions, in milliseconds; infinite where memory is short for it, or the device refuses."""
-    start, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
+def _time(plan: Plan, pointers: dict[int, int], limit: float) -> float:
+    """Of an execution, in milliseconds; infinite where memory is short for it, or the device refuses.
+
+    Of a plan that takes longer than `limit` one is timed, or else as many as are enough.
+    """
     refused: tuple[type[Exception], ...] = (MemoryError, *_declined(library()))
     try:
         _execute(plan, pointers)  # which may have to load it first
-        for _ in range(ROUNDS):
-            CUDNN.launch("spin", (1,), (1,), (BUSY,))  # or a small convolution would wait for the host each time
-            start.record()
-            for _ in range(RUNS):
-                _execute(plan, pointers)
-            end.record()
-            end.synchronize()
-            times.append(cupy.cuda.get_elapsed_time(start, end))
+        once = _milliseconds(plan, pointers, 1)
+        if once > limit:
+            return once
+        runs = max(1, min(RUNS, int(ENOUGH / once)))
+        return min(_milliseconds(plan, pointers, runs) / runs for _ in range(ROUNDS))
     except refused:
         return math.inf
-    return min(times)
+
+
+def _milliseconds(plan: Plan, pointers: dict[int, int], runs: int) -> float:
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    CUDNN.launch("spin", (1,), (1,), (BUSY,))  # or a small convolution would wait for the host each time
+    start.record()
+    for _ in range(runs):
+        _execute(plan, pointers)
+    end.record()
+    end.synchronize()
+    return cupy.cuda.get_elapsed_time(start, end)
 
 
 def _declined(cudnn: Any) -> tuple[type[Exception], ...]:
@@ -217,9 +244,9 @@ def _graph(
     aligned: Shape,
 ) -> Any:
     io, single = getattr(cudnn.data_type, TYPES[char]), cudnn.data_type.FLOAT
-    graph = cudnn.pygraph(
-        io_data_type=io, intermediate_data_type=single, compute_data_type=single, handle=_handle(cudnn)
-    )
+    types = {"io_data_type": io, "intermediate_data_type": single, "compute_data_type": single}
+    # Told which device it is for, the frontend need not find a CUDA runtime to ask: there may be none, or two.
+    graph = cudnn.pygraph(**types, handle=_handle(cudnn), sm_version=int(cupy.cuda.Device().compute_capability))
     a, b = (
         graph.tensor(dim=list(shape), stride=_strides(shape), uid=number).set_alignment(size)
         for shape, number, size in zip((first, second), (FIRST, SECOND), aligned, strict=False)

@@ -133,7 +133,8 @@ def overwrite(targets: tuple[Any, ...], sources: tuple[Any, ...]) -> tuple[Any, 
 
 @kernel("recording.obstacle", "cupy")
 def obstacle() -> str | None:
-    return None if cublaslt.library() else "products by cupy.matmul cannot be recorded; pip install nvmath-python"
+    missing = cublaslt.obstacle()
+    return f"products by cupy.matmul cannot be recorded; {missing}" if missing else None
 
 
 def describe() -> str:

@@ -110,7 +110,7 @@ def describe() -> str:
     lt, cupy_rounds = cublaslt.library(), os.environ.get("CUPY_TF32", "0") != "0"  # as CuPy reads it
     if lt is None:
         precision = "TF32" if cupy_rounds else "exact float32"
-        return f"cupy.matmul, {precision}; faster by cuBLASLt: pip install nvmath-python"
+        return f"cupy.matmul, {precision}; faster by cuBLASLt: {cublaslt.obstacle()}"
     version = f"cuBLASLt {lt.get_version() // 10000}.{lt.get_version() // 100 % 100}"
     if cublaslt.TF32:
         return f"{version}, TF32"
