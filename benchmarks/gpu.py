@@ -293,8 +293,10 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
         ("variant", "+", VARIANTS, VARIANTS),
         ("dtype", "+", floor.SIZES, USUAL),
     ):
-        these = {"nargs": least, "choices": list(known), "default": list(usual)}
-        parser.add_argument(f"--{name}s", **these, metavar=name.upper(), help=f"of {', '.join(known)}")
+        values = f"of {', '.join(known)}"
+        parser.add_argument(
+            f"--{name}s", nargs=least, choices=list(known), default=list(usual), metavar=name.upper(), help=values
+        )
     parser.add_argument("--mode", default=MODE, help="torch.compile's, such as the original airbench's max-autotune")
     parser.add_argument("--out", type=Path, help="the file for the results")
     parser.add_argument("--time-to", type=float, metavar="ACCURACY", help="train airbench, too, for that test accuracy")

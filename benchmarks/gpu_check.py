@@ -79,7 +79,7 @@ def _ended(process: subprocess.Popen, seconds: float) -> Iterator[None]:
 
 
 def tests(until: float, share: float, workers: int) -> list[Outcome]:
-    """The suite in three parts: the kernels' and graphs', what runs on arrays, and what is the same on every backend."""
+    """The suite in three parts: kernels and graphs, what runs on CuPy's arrays, what is the same on every backend."""
     first = sorted({str(path.relative_to(ROOT)) for pattern in FIRST for path in ROOT.glob(pattern)})
     pytest = [sys.executable, "-m", "pytest", "--backend", "cupy", "-q", "--tb", "short"]
     pytest += [f"--ignore-glob={ROOT / EMULATED}", *(["-n", str(workers)] if workers > 1 else [])]

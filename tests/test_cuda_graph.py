@@ -41,7 +41,7 @@ from xpnn.kernels import fast_path
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, ReLU, Sequential
 from xpnn.losses import softmax_loss
 from xpnn.models import FullyConnectedNet, ThreeLayerConvNet
-from xpnn.optim import EMA, Optimizer, ParamGroup
+from xpnn.optim import EMA, Optimizer, ParamGroup, averaging
 from xpnn.random import Generator
 from xpnn.recording import record, varying
 from xpnn.training import Callback, Checkpoints, EarlyStopping, MetricsLog, report
@@ -593,16 +593,24 @@ SHORT = "ignore:Solver. memory is short beside a recorded step:RuntimeWarning"
 
 
 @pytest.mark.filterwarnings(SHORT)
-@pytest.mark.parametrize("where", ["loss", "order", "replay"])
+@pytest.mark.parametrize("where", ["loss", "order", "replay", "average", "averaged weights"])
 def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbers(cupy, monkeypatch, where):
-    """For the gradients of an epoch's rest, once everything has been drawn, an epoch's order, or a recorded loss."""
+    """For the gradients of an epoch's rest, once everything has been drawn, an epoch's order, or a recorded loss.
+
+    Or for an average, which is no part of the graph.
+    """
     settings = {"data": image_data(), "augment": AUGMENT, "sampling": "shuffle", "drop_last": False, "batch_size": 9}
 
     def make():
         net = Sequential(Affine(8), BatchNorm(), ReLU(), Dropout(dropout_param={"p": 0.5, "mode": "train"}), Affine(3))
         return Model(net, (60,), rng=3, backend="cupy")
 
-    plain, _ = trained(False, make(), **settings)
+    def settings_of(model):
+        average = EMA(model.params, 0.5) if "average" in where else None
+        return settings | {"average": average}
+
+    model = make()
+    plain, _ = trained(False, model, **settings_of(model))
     failed = []
 
     def runs_short(function, when=lambda *args: True):
@@ -619,6 +627,10 @@ def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbe
         monkeypatch.setattr(Model, "loss", runs_short(Model.loss, lambda *args: len(args) > 2 and len(args[1]) < 9))
     elif where == "order":
         monkeypatch.setattr(solver_module, "epoch_order", runs_short(solver_module.epoch_order))
+    elif where == "average":
+        monkeypatch.setattr(averaging, "_arrays", runs_short(averaging._arrays))
+    elif where == "averaged weights":
+        monkeypatch.setattr(averaging, "copied", runs_short(averaging.copied))
     else:
         calls = iter(range(99))  # of a replay; the first goes well
 
@@ -626,7 +638,8 @@ def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbe
             return sys._getframe(2).f_code is RecordedStep.__call__.__code__ and next(calls) > 0
 
         monkeypatch.setattr(cupy, "empty", runs_short(cupy.empty, of_replay))
-    tried, replays = trained("auto", make(), **settings)
+    model = make()
+    tried, replays = trained("auto", model, **settings_of(model))
     assert failed == [where]
     assert replays > 0
     assert_same_training(plain, tried)

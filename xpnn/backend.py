@@ -175,8 +175,8 @@ class Backend:
         """Return `x` as a NumPy array on the host, waiting for the device where needed."""
         return np.asarray(x)
 
-    def fetch(self, x: Array) -> "Fetched":
-        """Have `x` copied to the host; without waiting for it where `fetches_beside_work`."""
+    def fetch(self, x: Array) -> Fetched:
+        """Have `x` on the host; without waiting for it where `fetches_beside_work`."""
         return Fetched(self.to_numpy(x))
 
     def synchronize(self) -> None:
@@ -189,8 +189,8 @@ class Backend:
     def peak_memory(self) -> int | None:
         """The most bytes that this process has held at a time since it began; None where nobody counts them.
 
-        All of its memory on the host, or on a CUDA device what CuPy has taken for arrays, those that are free again and
-        wait for others to take their place included: not what the driver and the libraries need themselves.
+        On the host that is all of its memory. On a CUDA device it is what CuPy has taken for arrays, also where they
+        are free again and wait for others; it is not what the driver and the libraries need.
         """
         try:
             import resource
@@ -274,7 +274,7 @@ class CuPy(Backend):
         """Memory on the host that is written to, and the event after that."""
         return deque()
 
-    def fetch(self, x: Array) -> "Fetched":
+    def fetch(self, x: Array) -> Fetched:
         import cupy
         import cupyx
 
@@ -304,7 +304,7 @@ class CuPy(Backend):
     def peak_memory(self) -> int | None:
         import cupy
 
-        # A pool grows: it gives back what is free where memory runs short, and hardly held more than there is then.
+        # A pool grows until memory runs short: what it held just before it gives back is then about all that there is.
         pools = cupy.get_default_memory_pool(), *self.pools
         self._peak = max(self._peak, sum(pool.total_bytes() for pool in pools))
         return self._peak

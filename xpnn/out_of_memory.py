@@ -20,12 +20,12 @@ def shortage_in(work: Callable[[], Any]) -> str:
 
 
 @contextmanager
-def memory_for(what: str) -> Iterator[None]:
-    """Within, a shortage of memory becomes an `OutOfMemory` that says for what memory was too short, and why."""
+def memory_for(message: str) -> Iterator[None]:
+    """Within, a shortage of memory becomes an `OutOfMemory` with that message, and why it was too short."""
     try:
         yield
     except MemoryError as error:
-        raise OutOfMemory(f"{what} ({_released(error)})") from None
+        raise OutOfMemory(f"{message} ({_released(error)})") from None
 
 
 def _released(error: MemoryError) -> str:
@@ -35,7 +35,7 @@ def _released(error: MemoryError) -> str:
 
 
 def largest_that_fits(work: Callable[[int], Any], n: int, backend: Backend) -> int:
-    """Return the largest of n / 2, n / 4, ..., 1 examples that there is memory for to do ``work(n)``; 0 for none."""
+    """Return the largest m of n / 2, n / 4, ..., 1 for which there is memory to do ``work(m)``; 0 for none."""
     fits = n // 2
     while fits:
         backend.free_memory()
@@ -51,9 +51,9 @@ def in_parts(work: Callable[[int, int], Any], n: int, size: int, backend: Backen
     Returns
     -------
     results : list
-        At least one, for none of no examples.
+        Of each part; for n = 0 of one that is empty.
     size : int
-        How many examples at a time there was memory for in the end.
+        How many examples at a time there was memory for. A shortage in a last, smaller part says nothing of it.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def in_parts(work: Callable[[int, int], Any], n: int, size: int, backend: Backen
         Where it is too short for a single one.
     """
     results: list[Any] = []
-    start = 0
+    start, fits = 0, size
 
     def do(start: int, stop: int) -> None:
         results.append(work(start, stop))
@@ -72,8 +72,10 @@ def in_parts(work: Callable[[int, int], Any], n: int, size: int, backend: Backen
         if not shortage:
             start = stop
         elif stop - start > 1:
+            is_full = stop - start == min(size, n)
             size = (stop - start) // 2
+            fits = size if is_full else fits
             backend.free_memory()
         else:
             raise OutOfMemory(f"model: expected memory for the scores of one example; received too little ({shortage})")
-    return results, size
+    return results, fits

@@ -105,8 +105,12 @@ class Parameters(MutableMapping[str, Array]):
 
     def move(self, backend: Backend) -> None:
         """Move the buffer itself: whoever holds this object goes along."""
-        self.backend, self.flat = backend, backend.asarray(self.flat, copy=True)
-        self._views = self.views(self.flat)
+        self.adopt(backend, backend.asarray(self.flat, copy=True))
+
+    def adopt(self, backend: Backend, flat: Array) -> None:
+        """Let an array of that backend be the buffer."""
+        self.backend, self.flat = backend, flat
+        self._views = self.views(flat)
 
 
 def copied(arrays: Mapping[str, Array]) -> Any:

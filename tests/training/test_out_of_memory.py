@@ -116,7 +116,80 @@ def test_work_that_fits_is_done():
     assert done == [1]
 
 
+# Steps
+
+
+def test_a_batch_whose_update_fails_is_counted_with_its_epoch(tmp_path):
+    solver = make_solver(num_epochs=3)
+    step = solver.optimizer.step
+
+    def short(*args, **kwargs):
+        if solver.iteration == 6:
+            raise MemoryError("Unable to allocate 3.64 TiB")
+        step(*args, **kwargs)
+
+    solver.optimizer.step = short
+    with pytest.raises(OutOfMemory):
+        solver.train()
+    assert (solver.iteration, solver.epoch) == (6, 1)
+    solver.optimizer.step = step
+    solver.train()
+    assert (solver.iteration, solver.epoch, len(solver.val_acc_history)) == (18, 3, 4)
+    solver.save(tmp_path / "a.safetensors")
+    make_solver(num_epochs=5).resume(tmp_path / "a.safetensors")
+
+
+def test_an_order_that_was_drawn_for_a_batch_that_failed_is_drawn_again(monkeypatch):
+    solver, plain = (make_solver(sampling="shuffle", num_epochs=2) for _ in range(2))
+    plain.train()
+    model, loss, failed = solver.model, Model.loss, []
+
+    def short(self, X, y=None, **kwargs):
+        if self is model and y is not None and solver.iteration == 6 and not failed:
+            failed.append(1)
+            raise MemoryError("Unable to allocate 3.64 TiB")
+        return loss(self, X, y, **kwargs)
+
+    monkeypatch.setattr(type(model), "loss", short)
+    with pytest.raises(OutOfMemory):
+        solver.train()
+    solver.train()
+    assert solver.loss_history == plain.loss_history
+
+
 # Accuracy checks
+
+
+def test_a_last_smaller_part_that_fails_says_nothing_of_the_others():
+    failed = []
+
+    def work(start, stop):
+        if start == 8 and not failed:
+            failed.append(1)
+            raise MemoryError
+        return stop
+
+    assert in_parts(work, 10, 8, backends.get("numpy")) == ([8, 9, 10], 8)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_check_that_is_broken_off_has_drawn_nothing(monkeypatch, error):
+    solver, plain = (make_solver(num_train_samples=10, num_val_samples=10, num_epochs=2) for _ in range(2))
+    plain.train()
+    real, calls = solver.check_accuracy, []
+
+    def check(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:  # in the second check, once the first sample is drawn
+            raise error
+        return real(*args, **kwargs)
+
+    solver.check_accuracy = check
+    with pytest.raises(OutOfMemory if error is MemoryError else error):
+        solver.train()
+    solver.train()
+    assert solver.train_acc_history == plain.train_acc_history
+    assert solver.val_acc_history == plain.val_acc_history
 
 
 def test_where_memory_is_too_short_for_a_check_fewer_examples_are_scored_at_a_time():
@@ -199,7 +272,7 @@ def test_a_check_that_no_memory_is_left_for_ends_the_training_with_one_line(aver
     with pytest.raises(OutOfMemory) as error:
         solver.train()
     assert str(error.value) == (
-        "Solver: expected memory to measure and keep the weights; received too little "
+        "Solver: expected memory to measure accuracies and keep the best weights; received too little "
         "(model: expected memory for the scores of one example; received too little (Unable to allocate 3.64 TiB))"
     )
     assert solver.val_acc_history == []
@@ -211,7 +284,9 @@ def test_weights_that_cannot_be_copied_are_one_line(monkeypatch):
 
     monkeypatch.setattr(solver_module, "copied", copied)
     solver = make_solver()
-    with pytest.raises(OutOfMemory, match=r"^Solver: expected memory to measure and keep the weights; received too"):
+    with pytest.raises(
+        OutOfMemory, match=r"^Solver: expected memory to measure accuracies and keep the best weights; received too"
+    ):
         solver.train()
     assert (solver.val_acc_history, solver.best_params) == ([], {})
 
@@ -254,7 +329,10 @@ def test_the_last_weights_that_cannot_be_copied_are_one_line(monkeypatch):
         return copied(arrays)
 
     monkeypatch.setattr(solver_module, "copied", short)
-    with pytest.raises(OutOfMemory, match=r"^Solver: expected memory for a copy of the last weights; received too"):
+    with pytest.raises(
+        OutOfMemory,
+        match=r"^Solver: expected memory for a copy of the last weights, which the model keeps; received too",
+    ):
         solver.train()
 
 
@@ -326,11 +404,13 @@ def test_a_model_that_moves_to_where_its_data_do_not_fit_is_trained_once_they_do
     np.testing.assert_allclose(solver.loss_history, plain.loss_history, rtol=1e-4)
 
 
-@pytest.mark.parametrize("of", ["_gradients", "_accumulated"])
+@pytest.mark.parametrize("of", ["gradients", "sums", "rule", "average"])
 def test_a_model_that_moves_to_where_its_gradients_do_not_fit_is_trained_once_they_do(monkeypatch, of):
     if not backends.get("array-api-strict").is_available():
         pytest.skip("array-api-strict is not installed")
-    solver, plain = (make_solver(accumulate=2) for _ in range(2))
+    solver, plain = (
+        make_solver(model, accumulate=2, average=EMA(model.params, 0.5)) for model in (make_net(), make_net())
+    )
     for each in (solver, plain):
         each.train()
         each.model.to("array-api-strict")
@@ -339,15 +419,44 @@ def test_a_model_that_moves_to_where_its_gradients_do_not_fit_is_trained_once_th
         raise MemoryError("Unable to allocate 3.64 TiB")
 
     with monkeypatch.context() as patch:
-        if of == "_gradients":
-            patch.setattr(solver.model.params, "like", short)
-        else:
-            patch.setattr(solver._accumulated.sum, "move", short)
+        owner, name = {
+            "gradients": (solver.model.params, "like"),
+            "sums": (solver._accumulated.sum, "move"),
+            "rule": (solver.optimizer, "follow"),
+            "average": (solver.average, "follow"),
+        }[of]
+        patch.setattr(owner, name, short)
         with pytest.raises(OutOfMemory, match=r"^Solver: expected memory for gradients and what the update rule keeps"):
             solver.train()
+    assert solver.iteration == 24
     for each in (solver, plain):
         each.train()
     assert solver.loss_history == plain.loss_history
+
+
+def test_a_model_moves_as_a_whole_or_not_at_all(a_backend_with_room):
+    if not backends.get("array-api-strict").is_available():
+        pytest.skip("array-api-strict is not installed")
+    model, x = model_with(Room(60)), np.ones((2, 6), "float32")
+    scores, average = model.loss(x), EMA(model.params, 0.5, state=lambda: model.state)
+    for most in (100, 20):  # room for statistics and not for weights, and for nothing
+        a_backend_with_room("array-api-strict", most)
+        with pytest.raises(OutOfMemory) as error:
+            model.to("array-api-strict")
+        assert str(error.value) == (
+            "model: expected memory on array-api-strict for 99 parameters; received too little "
+            "(Unable to allocate 3.64 TiB)"
+        )
+        np.testing.assert_array_equal(model.loss(x), scores)
+    a_backend_with_room("array-api-strict", 10**9)
+    model.to("array-api-strict")
+    a_backend_with_room("array-api-strict", 20)
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            average.update()
+    a_backend_with_room("array-api-strict", 10**9)
+    average.update()
+    assert average.updates == 1
 
 
 def test_images_whose_accuracy_is_asked_for_and_that_do_not_fit_are_named(a_backend_with_room):

@@ -620,3 +620,16 @@ def test_the_seconds_of_a_check_include_its_last_step(monkeypatch):
 def test_metrics_have_no_nan(tmp_path):
     MetricsLog(tmp_path / "m").on_epoch(None, {"epoch": 1, "loss": math.nan, "learning_rate": None})
     assert json.loads((tmp_path / "m").read_text()) == {"epoch": 1, "loss": None, "learning_rate": None}
+
+
+def test_the_warning_of_a_loss_that_is_no_number_says_so_whatever_has_ended_the_training():
+    class Stop(Callback):
+        def on_iteration(self, solver):
+            if solver.iteration == 3:
+                solver.stop("enough")
+                solver._unread.append(np.asarray(np.nan))  # as a device has it still
+
+    solver = make_solver(callbacks=[Stop()])
+    with pytest.warns(RuntimeWarning, match=r"^Solver: the loss is nan at iteration 4.*; training stopped$"):
+        solver.train()
+    assert (solver.stop_reason, solver.diverged) == ("enough", True)

@@ -1,7 +1,7 @@
 """What the kernels of update rules share: each rule's state, and the numbers that a step depends on.
 
-A step is a pass over w, dw and the state with a few numbers, of which those that change from step to step are all:
-rates, and corrections by how many steps there were. The host computes them in double precision.
+A step is a pass over w, dw and the state with a few numbers, which may change from step to step: rates, and corrections
+by how many steps there were. The host computes them in double precision.
 """
 
 import math

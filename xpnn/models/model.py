@@ -297,16 +297,27 @@ class Model:
         return labels
 
     def to(self, backend: str | Backend) -> "Model":
-        """Move parameters and state to another backend; returns the model."""
+        """Move parameters and state to another backend, all of them or, where memory is short, none; returns the model.
+
+        Raises
+        ------
+        OutOfMemory
+            Where memory there is too short.
+        """
         target = backends.get(backend).require()
         if target is self.backend:
             return self
         target.dtype(self.compute_dtype)
+        with memory_for(
+            f"model: expected memory on {target} for {self._params.size:,} parameters; received too little"
+        ):
+            flats = [target.asarray(buffer.flat, copy=True) for buffer in self.buffers]
+            state = [target.asarray(layer.state[key]) for layer, key in self.state_places]
+        for buffer, flat in zip(self.buffers, flats, strict=True):
+            buffer.adopt(target, flat)
+        for (layer, key), array in zip(self.state_places, state, strict=True):
+            layer.state[key] = array
         self.backend = target
-        for buffer in self.buffers:
-            buffer.move(target)
-        for layer, key in self._state_paths.values():
-            layer.state[key] = target.asarray(layer.state[key])
         self._bind()
         return self
 

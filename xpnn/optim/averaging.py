@@ -35,11 +35,13 @@ class _Average:
 
     def _blend(self, share: float) -> None:
         """Go a share of the way from the average to the weights."""
-        self._follow()
+        self.follow()
+        blended: list[tuple[Any, str, Array]] = []
         for slow, fast in ((self.average, self.params), (self.average_state, self._state())):
-            for key, target in _arrays(fast).items():
-                old = _arrays(slow)[key]
-                _set(slow, key, old + share * (target - old))
+            own = _arrays(slow)
+            blended += [(slow, key, own[key] + share * (new - own[key])) for key, new in _arrays(fast).items()]
+        for slow, key, array in blended:  # all of it, as there was room
+            _set(slow, key, array)
 
     def _load(self, weights: Mapping[str, Array], state: Mapping[str, Array], to_keep: bool = False) -> None:
         """Give the model weights and state, copied; or arrays to keep, for which it needs no memory."""
@@ -52,7 +54,7 @@ class _Average:
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Let the model have the average as its weights within a ``with`` block, and its own again afterwards."""
-        self._follow()
+        self.follow()
         params, state = copied(self.params), copied(self._state())
         try:
             self._load(self.average, self.average_state)
@@ -60,22 +62,22 @@ class _Average:
         finally:
             self._load(params, state, to_keep=True)
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Move the average to where the parameters have gone."""
         if not self.params:
             return
         backend = backends.of(next(iter(self.params.values())))
         if backends.of(next(iter(self.average.values()))) is backend:
             return
+        self.average_state = {name: backend.asarray(array) for name, array in self.average_state.items()}
         if isinstance(self.average, Parameters):
             self.average.move(backend)
         else:
             self.average = {name: backend.asarray(array) for name, array in self.average.items()}
-        self.average_state = {name: backend.asarray(array) for name, array in self.average_state.items()}
 
     def state_dict(self) -> dict[str, Array]:
         """Return the average by name, as ``"average/NAME"``, and the number of updates as ``"updates"``."""
-        self._follow()
+        self.follow()
         arrays = {**self.average, **self.average_state}
         out = {f"average/{name}": array for name, array in arrays.items()}
         if arrays:
@@ -198,16 +200,16 @@ class Lookahead(_Average):
         progress : float
             How far the training is after this step, from 0 to 1, for a decay that depends on it.
         """
-        self.updates += 1
-        if self.updates % self.every:
-            return False
-        self._blend(1.0 - float(self.decay(progress) if callable(self.decay) else self.decay))
-        self.finish()
-        return True
+        is_due = (self.updates + 1) % self.every == 0
+        if is_due:
+            self._blend(1.0 - float(self.decay(progress) if callable(self.decay) else self.decay))
+            self.finish()
+        self.updates += 1  # at last: where memory was short it may be done again
+        return is_due
 
     def finish(self) -> None:
         """Let the weights be the slow ones, as at the end of training."""
-        self._follow()
+        self.follow()
         self._load(self.average, self.average_state)
 
 

@@ -85,12 +85,10 @@ def divide(names: Iterable[str], groups: Sequence[ParamGroup]) -> tuple[list[lis
     for group in groups:
         taken = [name for name in left if group.matches(name)]
         if not taken:
-            known = ", ".join(left) or ("what is left, which is nothing" if names else "there are none")
+            received = f"received one that matches none of {', '.join(left)}" if left else "there are none"
             left_over = " that no group before has taken" if any(map(group.matches, names)) else ""
-            raise SettingError(
-                f"group {group.pattern!r}: expected a pattern that matches parameters{left_over}; "
-                f"received one that matches none of {known}"
-            )
+            expected = f"expected a pattern that matches parameters{left_over}"
+            raise SettingError(f"group {group.pattern!r}: {expected}; {received}")
         for pattern in group.patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise SettingError(

@@ -180,7 +180,7 @@ class Optimizer:
         """
         if not self.groups:
             return
-        self._follow()
+        self.follow()
         if isinstance(self.params, Parameters) and not (isinstance(grads, Parameters) and self.params.is_like(grads)):
             grads = self._laid_out(self.params, grads)
         factor = self._clip_factor(grads)
@@ -195,10 +195,10 @@ class Optimizer:
                 self._step_over_buffer(step, key, part, grads, factor, where)
         for loop, groups in together.items():
             segments: list[Segment] = []
-            for kernel, key, part in groups:
-                numbers = kernel.advance(self.groups[key], self.params.flat)  # type: ignore[attr-defined]
+            for step, key, part in groups:
+                numbers = step.advance(self.groups[key], self.params.flat)  # type: ignore[attr-defined]
                 segments += [Segment(*arrays, numbers) for arrays in self._over_buffer(key, part, grads)]
-            kernel.run(loop, segments, where, factor)
+            groups[0][0].run(loop, segments, where, factor)  # which they share
 
     def _laid_out(self, params: Parameters, grads: Mapping[str, Array]) -> Mapping[str, Array]:
         """Gradients that a model made one by one, or in another order, as a buffer like the parameters'."""
@@ -271,7 +271,7 @@ class Optimizer:
             yield self.params.flat[segment], grads.flat[segment], state  # type: ignore[attr-defined]
             start = stop
 
-    def _follow(self) -> Backend:
+    def follow(self) -> Backend:
         """Move the state to where the parameters have gone."""
         params = self.params
         backend = backends.of(params.flat if isinstance(params, Parameters) else next(iter(params.values())))
@@ -340,7 +340,7 @@ class Optimizer:
         """Return the rule's config for each parameter that is not frozen; its arrays are views into the state."""
         if not self.groups:
             return {}
-        backend, out = self._follow(), {}
+        backend, out = self.follow(), {}
         for key, part in self._parts.items():
             config, start = self.groups[key], 0
             if not part.segments:

@@ -33,14 +33,13 @@ class Callback:
         """Before the first iteration."""
 
     def on_iteration(self, solver: "Solver") -> None:
-        """After each batch. Reading a loss here makes the loop wait for the device; `Solver.fetch_loss` does not."""
+        """After each batch. To read a loss here is to wait for the device; on CuPy `Solver.fetch_loss` does not."""
 
     def on_epoch(self, solver: "Solver", metrics: Metrics) -> None:
         """After each accuracy check: epoch, iteration, loss, train_acc, val_acc, learning_rate, seconds, peak_mb.
 
-        Epoch 0 is the check after the first iteration. The peak, in millions of bytes, is that of the process so far,
-        and so never falls from one epoch to the next: of its memory on the host, or on a CUDA device of what CuPy has
-        taken for arrays, as `Backend.peak_memory` counts it; None where nobody counts it.
+        Epoch 0 is the check after the first iteration. The peak, in millions of bytes, is that of the process so far as
+        `Backend.peak_memory` counts it, and so never falls; None where nobody counts it.
         """
 
     def on_train_end(self, solver: "Solver") -> None:

@@ -113,7 +113,7 @@ class Solver(Resumable):
     seed : int, optional
         For the batches, their augmentation and the samples of accuracy checks.
     print_every : int
-        A line with the loss after so many iterations. Nobody waits for it: from a device it comes a little later.
+        A line with the loss after so many iterations. On CuPy it comes a little later, as nobody waits for it.
     verbose : bool
         Whether there are such lines, and one after each accuracy check.
 
@@ -259,7 +259,7 @@ class Solver(Resumable):
         self._asked = 0.0  # when it was asked for
         self._order: Array | None = None
         self._order_state = self._batches.state
-        self._take_many_at_a_time()
+        self._reset_at_a_time()
         self._recorder.start(self)
 
     @property
@@ -307,7 +307,7 @@ class Solver(Resumable):
     def train(self) -> None:
         """Train up to `num_epochs`; once these are done, for `num_epochs` more, on from the best weights.
 
-        Ctrl-C ends the training after the current iteration, as the end would: the best weights are put back and
+        Ctrl-C ends the training after the current iteration as the last epoch would: the best weights are put back and
         callbacks save what they save. A NaN or infinite loss ends it too, with a RuntimeWarning; on a device that is
         noticed some iterations later, in which no step is taken. Neither raises an error: `stop_reason` says what
         happened, and a script that trains several solvers must look at it, or Ctrl-C ends one of them and the next
@@ -351,24 +351,24 @@ class Solver(Resumable):
             for follower in (self._accumulated, self._loss_scale):
                 if follower is not None:
                     follower.move(self.model.backend)
+            self.optimizer.follow()
+            if self.average is not None:
+                self.average.follow()
         vars(self).update(data)  # all of it, as there was room
         self.backend, self._finite = self.model.backend, None
-        self._take_many_at_a_time()
+        self._reset_at_a_time()
         self._recorder.renew(self)
 
     def _iterate(self) -> None:
         """One step, and what is due after it."""
         self._follow_model()
         started, rate = time.perf_counter(), self.optimizer.learning_rate
-        iteration, shortage = self.iteration, shortage_in(self._step)
-        if shortage and self.iteration == iteration and self._give_up_recording():
-            if iteration % self.iterations_per_epoch == 0:
-                self._batches.state = self._order_state  # the order is drawn again
-            shortage = shortage_in(self._step)
-        if shortage:
-            raise OutOfMemory(self._smaller_batch(shortage))
+        iteration = self.iteration
+        try:
+            self._do(self._step, lambda: self._is_undone(iteration))
+        except MemoryError as error:
+            raise OutOfMemory(self._smaller_batch(str(error))) from None
         epoch_ends = self.iteration % self.iterations_per_epoch == 0
-        self.epoch += epoch_ends
         self._set_learning_rate()
         if self.verbose and (self.iteration - 1) % self.print_every == 0:
             self._lines.append((self.iteration, self.fetch_loss()))
@@ -384,6 +384,22 @@ class Solver(Resumable):
             self.images_per_second = self._images / self._step_seconds
             self._images, self._step_seconds = 0, 0.0
         self._check_if_due(rate)
+
+    def _do(self, work: Callable[[], Any], is_undone: Callable[[], bool] = lambda: True) -> None:
+        """Do the work; where memory is short for it, and nothing of it done, once more without a recorded step."""
+        shortage = shortage_in(work)
+        if shortage and is_undone() and self._give_up_recording():
+            shortage = shortage_in(work)
+        if shortage:
+            raise MemoryError(shortage)
+
+    def _is_undone(self, iteration: int) -> bool:
+        """Whether the batch is still to be counted; the order is then drawn again where it was drawn for it."""
+        if self.iteration != iteration:
+            return False
+        if iteration % self.iterations_per_epoch == 0:
+            self._batches.state = self._order_state
+        return True
 
     def _step(self) -> None:
         """One batch: loss and gradients, and an update where it is the last of a step."""
@@ -404,7 +420,7 @@ class Solver(Resumable):
                 return
             self._update(grads)
         if self.average is not None:
-            self.average.update(self.iteration / self.num_iterations)
+            self._do(partial(self.average.update, self.iteration / self.num_iterations))
 
     def _loss_and_gradients(self, indices: Array) -> tuple[Array, Any]:
         """Those of a batch of these examples."""
@@ -434,6 +450,7 @@ class Solver(Resumable):
             self._read_losses()
         self._images += indices.shape[0]
         self.iteration += 1
+        self.epoch = self.iteration // self.iterations_per_epoch
 
     def _gradients_of_step(self, row: int, grads: Any) -> Any:
         """Return the gradients to step along; None where the step takes more batches than those so far."""
@@ -453,15 +470,15 @@ class Solver(Resumable):
             finite = fits if finite is None else fits & finite
         self.optimizer.step(grads, where=finite)
 
-    def _take_many_at_a_time(self) -> None:
-        """In accuracy checks, as long as memory is not short."""
+    def _reset_at_a_time(self) -> None:
+        """Let accuracy checks take as many examples at a time as they do where memory is not short."""
         self._at_a_time = max(BATCH_SIZE, self.batch_size)
 
     def _give_up_recording(self) -> bool:
         """Do without a recorded step, as memory is short; return whether there was one."""
         given_up = self._recorder.give_up(self)
         if given_up:
-            self._take_many_at_a_time()  # there may be room again
+            self._reset_at_a_time()  # there may be room again
         return given_up
 
     def _whole_step(self, indices: Array) -> Array:
@@ -539,16 +556,22 @@ class Solver(Resumable):
             iteration, where = len(self._losses) - len(values) + bad + 1, ""
             with contextlib.suppress(MemoryError):
                 where = self._first_nonfinite((iteration - 1) % self.iterations_per_epoch)
-            self.stop(f"the loss is {values[bad]} at iteration {iteration}{where}")
-            warnings.warn(f"Solver: {self.stop_reason}; training stopped", RuntimeWarning, stacklevel=3)
+            reason = f"the loss is {values[bad]} at iteration {iteration}{where}"
+            self.stop(reason)
+            warnings.warn(f"Solver: {reason}; training stopped", RuntimeWarning, stacklevel=3)
 
     def fetch_loss(self, count: int = 1) -> Fetched:
-        """Return the mean of the last losses on its way from the device, where nobody waits for it.
+        """Ask the device for the mean of the last losses; on CuPy nobody waits for it.
 
         Parameters
         ----------
         count : int
-            Of how many; of fewer where the losses before them have left the device.
+            Of how many; of fewer at the beginning, and where some have come from the device before.
+
+        Returns
+        -------
+        loss : Fetched
+            `is_there` says whether it has come, and `to_numpy` waits for it.
 
         Raises
         ------
@@ -598,16 +621,8 @@ class Solver(Resumable):
 
     def _check(self, epoch: int, rate: float | None) -> None:
         """Measure the accuracies, keep the parameters if they are the best so far, tell the callbacks."""
-        average = contextlib.nullcontext() if self.average is None else self.average.swapped()
-        with memory_for("Solver: expected memory to measure and keep the weights; received too little"), average:
-            drawn, measure = self._evaluation.state, partial(self._measure, epoch)
-            shortage = shortage_in(measure)
-            if shortage and self._give_up_recording():
-                self._evaluation.state = drawn
-                shortage = shortage_in(measure)
-            if shortage:
-                self._evaluation.state = drawn
-                raise MemoryError(shortage)
+        with memory_for("Solver: expected memory to measure accuracies and keep the best weights; received too little"):
+            self._do(partial(self._measure, epoch))
         train_acc, val_acc = self.train_acc_history[-1], self.val_acc_history[-1]
         if self.verbose:
             self._print_lines(all_of_them=True)
@@ -632,12 +647,18 @@ class Solver(Resumable):
 
     def _measure(self, epoch: int) -> None:
         """Measure the accuracies, and keep the parameters if they are the best so far; all of that or nothing."""
-        train_acc = self.check_accuracy(self.X_train, self.y_train, self.num_train_samples)
-        val_acc = self.check_accuracy(self.X_val, self.y_val, self.num_val_samples, tta=self.tta)
-        if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
-            params, state = copied(self.model.params), copied(self.model.state) if isinstance(self.model, Model) else {}
-            self.best_params, self._best_state = params, state
-            self.best_val_acc, self.best_epoch = val_acc, epoch
+        drawn = self._evaluation.state
+        try:
+            with contextlib.nullcontext() if self.average is None else self.average.swapped():
+                train_acc = self.check_accuracy(self.X_train, self.y_train, self.num_train_samples)
+                val_acc = self.check_accuracy(self.X_val, self.y_val, self.num_val_samples, tta=self.tta)
+                if not self.diverged and (not self.best_params or val_acc > self.best_val_acc):
+                    state = copied(self.model.state) if isinstance(self.model, Model) else {}
+                    self.best_params, self._best_state = copied(self.model.params), state
+                    self.best_val_acc, self.best_epoch = val_acc, epoch
+        except BaseException:
+            self._evaluation.state = drawn
+            raise
         self.train_acc_history.append(train_acc)
         self.val_acc_history.append(val_acc)
 
@@ -688,7 +709,10 @@ class Solver(Resumable):
 
     def _restore_best(self) -> None:
         """Put the best weights in the place of the last; averages and sums go on from there."""
-        with memory_for("Solver: expected memory for a copy of the last weights; received too little"):
+        too_little = (
+            "Solver: expected memory for a copy of the last weights, which the model keeps; received too little"
+        )
+        with memory_for(too_little):
             self._last = {} if self.diverged else copied(self._weight_arrays())
         if self.best_params:
             self._load_model(self.best_arrays())

@@ -14,7 +14,7 @@ struct List {
     Array<T> arrays[ARRAYS];
 };
 
-// The sum of each block, of which an array has those with its number along y.
+// The sum of each block. Blocks with the same y go through one array.
 template <typename T>
 __global__ void squares(const List<T> list, Acc<T>* sums) {
     const Array<T> own = list.arrays[blockIdx.y];

@@ -36,7 +36,7 @@ def clip_factor(arrays: Sequence[Any], max_norm: float) -> Any:
 
 
 def _sums_of_squares(arrays: Sequence[Any]) -> Any:
-    """Sums whose sum is that over all numbers of the arrays: those of each block of the fewest launches."""
+    """What each block has added up, of as few launches as all arrays take."""
     dtypes = {x.dtype for x in arrays}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*map(accumulation, arrays))
     arrays = [in_one_order(x.astype(dtype, copy=False))[0] for x in arrays]

@@ -24,7 +24,7 @@ struct Step {
     Group<Acc<T>> groups[GROUPS];
 };
 
-// The segment of this block, of which there are as many along y.
+// The segment of this block: blocks with the same y go through one.
 template <typename T>
 __device__ __forceinline__ Segment<T> own_segment(const Step<T>& step) { return step.segments[blockIdx.y]; }
 
