@@ -286,6 +286,31 @@ def test_a_device_drops_what_numpy_does(cupy, p):
         np.testing.assert_array_equal(device, host)
 
 
+ELEMENTWISE = {
+    "relu": layers.ReLU,
+    "leaky": layers.LeakyReLU,
+    "gelu": layers.GELU,
+    "silu": layers.SiLU,
+    "sigmoid": layers.Sigmoid,
+    "tanh": layers.Tanh,
+    "scale": lambda: layers.Scale(0.125),
+    "dropout": lambda: layers.Dropout(0.5),
+    "residual": lambda: layers.Residual(layers.ReLU()),
+    "parallel": lambda: layers.Parallel(layers.ReLU(), layers.Tanh()),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_images_keep_their_channels_last(cupy, name):
+    """Though what CuPy computes by itself lies in C order: a convolution would copy it back."""
+    net = layers.Sequential(ELEMENTWISE[name]())
+    Model(net, (3, 4, 5), backend="cupy", rng=0)
+    x = cupy.array(channels_last(normals(2, 3, 4, 5)))
+    out, cache = net.forward(x, train=True)
+    dx, _ = net.backward(cupy.array(channels_last(normals(2, 3, 4, 5, seed=1))), cache)
+    assert x.strides == out.strides == net.infer(x).strides == dx.strides
+
+
 # ---- half precision
 
 

@@ -271,6 +271,12 @@ CALLS = {
         (5, 16, 0, 1000, 0.0, "float32"),
         (5, 16, 0, 1000, 1 - 2.0**-40, "float32"),
     ],
+    "layers.elementwise.applied": [
+        *((np.add, layout(normals(2, 3, 4, 5)), normals(2, 3, 4, 5, seed=1)) for layout in (np.array, channels_last)),
+        (np.negative, normals(2, 3, 4, 5)[:, ::2]),
+        (np.modf, channels_last(normals(2, 3, 4, 5))),
+        (np.negative, normals()),
+    ],
     "losses.cross_entropy": [
         *((x, np.random.default_rng(0).integers(0, x.shape[1], len(x)), 0.0, len(x)) for x in SCORES),
         *((x, np.random.default_rng(0).integers(-1, x.shape[1] + 1, len(x)), 0.1, 1) for x in SCORES),
@@ -603,6 +609,7 @@ OF_DEVICES = {
     "random.philox",
     "random.integers",
     "random.normals",
+    "layers.elementwise.applied",
     "products.matmul_bias",
     "products.gemm",
     "optim.in_place.muon",

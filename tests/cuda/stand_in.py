@@ -121,11 +121,11 @@ class ndarray(np.ndarray):
         if out is not None:
             kwargs["out"] = out
         into = inputs[0] if method == "at" else out[0] if out is not None and len(out) == 1 else out
-        return _do(getattr(ufunc, method), inputs, kwargs, into)
+        return _do(getattr(ufunc, method), inputs, kwargs, into, in_c_order=True)
 
     def __array_function__(self, function, classes, args, kwargs):
         _refuse_numpy(args)
-        return _do(function, args, kwargs, kwargs.get("out"))
+        return _do(function, args, kwargs, kwargs.get("out"), in_c_order=function in (np.where, np.concatenate))
 
     def __getitem__(self, key):
         if not _arrays_in(key) and not isinstance(key, list):  # a view, though it be of one number
@@ -224,8 +224,11 @@ def _refuse_numpy(values) -> None:
 
 
 @np.errstate(all="ignore")  # a device never warns
-def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
-    """Call a function of NumPy's, which writes into an array or returns new ones; while a graph is captured, later."""
+def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None, in_c_order=False):
+    """Call a function of NumPy's, which writes into an array or returns new ones; while a graph is captured, later.
+
+    What CuPy computes element by element lies in C order, other than NumPy's, whatever its arguments do.
+    """
     kwargs = {} if kwargs is None else kwargs
     if into is not None:
         computed.append(into.size)
@@ -242,6 +245,8 @@ def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None):
     if not arrays or any(_overlap(x, arg) for x in arrays for arg in _arrays_in((args, kwargs))):
         return _on_device(result)
     computed.extend(x.size for x in arrays)
+    if in_c_order:
+        (result,) = arrays = [np.array(x, order="C") for x in arrays]
     new = arrays if _capture is None else [_capture.hold(np.array(x)) for x in arrays]
     for x in new:
         if isinstance(x, np.ndarray):  # and no number

@@ -1,11 +1,13 @@
 """Activations."""
 
 import math
+from operator import mul
 
 from xpnn import special
 from xpnn.arguments import check_number
 from xpnn.backend import Array, library_of, namespace, one_kind
 from xpnn.kernels import fast_path
+from xpnn.layers.elementwise import elementwise
 from xpnn.layers.layer import Cache, Layer, check_dout
 from xpnn.layers.precision import narrowed
 
@@ -89,10 +91,14 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     """
     xp = one_kind("leaky_relu", x=x)
     slope = _check_slope("leaky_relu", negative_slope)
-    out = xp.maximum(x, 0.0)
-    if slope:  # 0 times minus infinity is no number
-        out = out + slope * xp.minimum(x, 0.0)
-    out = narrowed(out, x.dtype)
+
+    def rectified(x: Array) -> Array:
+        out = xp.maximum(x, 0.0)
+        if slope:  # 0 times minus infinity is no number
+            out = out + slope * xp.minimum(x, 0.0)
+        return narrowed(out, x.dtype)
+
+    out = elementwise(rectified, x)
     return out, (out, slope)  # out is positive where x is
 
 
@@ -112,7 +118,7 @@ def leaky_relu_backward(dout: Array, cache: Cache) -> Array:
     """
     out, slope = cache
     xp = check_dout("leaky_relu_backward", dout, out, out.shape)
-    return narrowed(xp.where(out > 0.0, dout, slope * dout), dout.dtype)
+    return elementwise(lambda dout, out: narrowed(xp.where(out > 0.0, dout, slope * dout), dout.dtype), dout, out)
 
 
 def _check_slope(where: str, slope: float) -> float:
@@ -137,7 +143,8 @@ def sigmoid_forward(x: Array) -> tuple[Array, Cache]:
     TypeError
         When x holds no floating-point numbers.
     """
-    out = narrowed(special.sigmoid(x), x.dtype)
+    one_kind("sigmoid", x=x)
+    out = elementwise(lambda x: narrowed(special.sigmoid(x), x.dtype), x)
     return out, out
 
 
@@ -156,7 +163,7 @@ def sigmoid_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("sigmoid_backward", dout, cache, cache.shape)
-    return narrowed(dout * (cache * (1.0 - cache)), dout.dtype)
+    return elementwise(lambda dout, out: narrowed(dout * (out * (1.0 - out)), dout.dtype), dout, cache)
 
 
 def tanh_forward(x: Array) -> tuple[Array, Cache]:
@@ -177,7 +184,7 @@ def tanh_forward(x: Array) -> tuple[Array, Cache]:
     TypeError
         When x holds no floating-point numbers.
     """
-    out = one_kind("tanh", x=x).tanh(x)
+    out = elementwise(one_kind("tanh", x=x).tanh, x)
     return out, out
 
 
@@ -196,7 +203,7 @@ def tanh_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("tanh_backward", dout, cache, cache.shape)
-    return narrowed(dout * (1.0 - cache * cache), dout.dtype)
+    return elementwise(lambda dout, out: narrowed(dout * (1.0 - out * out), dout.dtype), dout, cache)
 
 
 def silu_forward(x: Array) -> tuple[Array, Cache]:
@@ -219,7 +226,12 @@ def silu_forward(x: Array) -> tuple[Array, Cache]:
 
     Source: Elfwing, Uchibe and Doya, "Sigmoid-weighted linear units", Neural Networks 2018.
     """
-    xp, dtype = one_kind("silu", x=x), x.dtype
+    one_kind("silu", x=x)
+    return elementwise(_silu_and_slope, x)
+
+
+def _silu_and_slope(x: Array) -> tuple[Array, Array]:
+    xp, dtype = namespace(x), x.dtype
     x = xp.maximum(x, -special.SILU_FAR)
     gate = special.sigmoid(x)
     slope = gate + xp.minimum(x, special.SILU_FAR) * (gate * (1.0 - gate))
@@ -241,7 +253,7 @@ def silu_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("silu_backward", dout, cache, cache.shape)
-    return dout * cache
+    return elementwise(mul, dout, cache)
 
 
 def gelu_forward(x: Array, approximate: str = "none") -> tuple[Array, Cache]:
@@ -313,7 +325,7 @@ def gelu_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("gelu_backward", dout, cache, cache.shape)
-    return dout * cache
+    return elementwise(mul, dout, cache)
 
 
 def _check_approximate(where: str, approximate: str) -> str:

@@ -1,13 +1,14 @@
 """Layers side by side: each takes the same input, and what they give is added or put together."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
 from xpnn.backend import Array, Shape, namespace
 from xpnn.layers.container import Container
+from xpnn.layers.elementwise import elementwise
 from xpnn.layers.layer import Cache, Layer
 from xpnn.layers.sequential import Sequential
 
@@ -66,7 +67,11 @@ class _Branches(Container):
                 dx, layer_grads = layer.backward(part, layer_cache, input_grad)
                 dxs += [] if dx is None else [dx]
                 grads |= {f"{key}.{name}": grad for name, grad in layer_grads.items()}
-        return (reduce(add, dxs) if input_grad and dxs else None), grads
+        return (_sum(dxs) if input_grad and dxs else None), grads
+
+
+def _sum(arrays: Sequence[Array]) -> Array:
+    return reduce(partial(elementwise, add), arrays)
 
 
 class Parallel(_Branches):
@@ -88,7 +93,7 @@ class Parallel(_Branches):
         return shapes[0]
 
     def _join(self, outs: list[Array]) -> Array:
-        return reduce(add, outs)
+        return _sum(outs)
 
     def _split(self, dout: Array, sizes: list[int]) -> list[Array]:
         return [dout] * len(self.layers)
@@ -170,15 +175,15 @@ class Residual(Sequential):
         if name:
             return name, out
         name, added = self.shortcut.first_nonfinite(x)
-        return name, out + added
+        return name, _sum([out, added])
 
     def forward(self, x: Array, train: bool = False) -> tuple[Array, Cache]:
         out, cache = super().forward(x, train)
         added, shortcut_cache = self.shortcut.forward(x, train)
-        return out + added, (cache, shortcut_cache)
+        return _sum([out, added]), (cache, shortcut_cache)
 
     def infer(self, x: Array) -> Array:
-        return super().infer(x) + self.shortcut.infer(x)
+        return _sum([super().infer(x), self.shortcut.infer(x)])
 
     def backward(self, dout: Array, cache: Cache, input_grad: bool = True) -> tuple[Array | None, dict[str, Array]]:
         layers_cache, shortcut_cache = cache
@@ -188,4 +193,4 @@ class Residual(Sequential):
             return None, grads
         dadded, shortcut_grads = self.shortcut.backward(dout, shortcut_cache, input_grad)
         grads |= {f"shortcut.{name}": grad for name, grad in shortcut_grads.items()}
-        return (dx + dadded if input_grad else None), grads
+        return (_sum([dx, dadded]) if input_grad else None), grads

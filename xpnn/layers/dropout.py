@@ -1,11 +1,13 @@
 """Dropout."""
 
 from collections.abc import Mapping
+from operator import mul
 from typing import Any
 
 from xpnn import backend as backends
 from xpnn.arguments import check_keys, check_number
 from xpnn.backend import Array, one_kind
+from xpnn.layers.elementwise import elementwise
 from xpnn.layers.layer import Cache, Layer, check_dout
 from xpnn.random import DROPOUT, Generator, as_generator
 
@@ -43,7 +45,7 @@ def dropout_forward(x: Array, dropout_param: Mapping[str, Any]) -> tuple[Array, 
     if mode == "test" or p == 0:
         return x, None
     mask = _generator(dropout_param).dropout_mask(x.shape, p, x.dtype, backends.of(x))
-    return x * mask, mask
+    return elementwise(mul, x, mask), mask
 
 
 def dropout_backward(dout: Array, cache: Cache) -> Array:
@@ -63,7 +65,7 @@ def dropout_backward(dout: Array, cache: Cache) -> Array:
     if cache is None:
         return dout
     check_dout("dropout_backward", dout, cache, cache.shape)
-    return dout * cache
+    return elementwise(mul, dout, cache)
 
 
 def _check_param(where: str, dropout_param: Mapping[str, Any]) -> float:

@@ -3,6 +3,7 @@
 from xpnn import backend as backends
 from xpnn.arguments import check_number
 from xpnn.backend import Array, one_kind
+from xpnn.layers.elementwise import elementwise
 from xpnn.layers.layer import Cache, Layer, check_dout
 from xpnn.layers.precision import narrowed
 
@@ -55,7 +56,7 @@ def scale_backward(dout: Array, cache: Cache) -> Array:
 
 
 def _times(factor: float, x: Array) -> Array:
-    return narrowed(factor * x, x.dtype)
+    return elementwise(lambda x: narrowed(factor * x, x.dtype), x)
 
 
 def _check_factor(where: str, factor: float) -> float:
