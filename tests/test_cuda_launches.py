@@ -1,6 +1,7 @@
 """What a training step asks of a device, counted: each launch costs it some microseconds, however little it does."""
 
 import importlib
+import re
 from pathlib import Path
 
 import cublaslt_on_cpu
@@ -60,6 +61,12 @@ def test_a_step_of_a_net_that_is_timed_takes_these_and_no_more(gpu_steps, net, k
     counted = Counted()
     gpu_steps.xpnn(net, 2, kept, graph=False, count=4, epochs=1, callbacks=[counted]).train()
     assert counted.counts == COUNTS[net, kept]
+
+
+def test_the_benchmarks_readme_has_these_counts():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| (\d+)[^|]* \| (\d+)[^|]* \| (\d+)[^|]* \|$", text, flags=re.MULTILINE)
+    assert [tuple(map(int, row)) for row in rows] == list(COUNTS.values())
 
 
 @pytest.mark.parametrize("net", ["5 x 100", "5 x 100, batch norm, dropout 0.25", "convnet"])
