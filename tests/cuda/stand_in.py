@@ -246,7 +246,8 @@ def _do(function: Callable, args: tuple, kwargs: dict | None = None, into=None, 
         return _on_device(result)
     computed.extend(x.size for x in arrays)
     if in_c_order:
-        (result,) = arrays = [np.array(x, order="C") for x in arrays]
+        arrays = [np.array(x, order="C") for x in arrays]
+        result = tuple(arrays) if isinstance(result, tuple) else arrays[0]
     new = arrays if _capture is None else [_capture.hold(np.array(x)) for x in arrays]
     for x in new:
         if isinstance(x, np.ndarray):  # and no number
