@@ -5,9 +5,9 @@ python benchmarks/gpu_check.py --seconds 570        all within so long: the test
 python benchmarks/gpu_check.py --tests-only         without the benchmarks;  --benchmarks-only  with nothing else
 python benchmarks/gpu_check.py -- --time-to 0.94 --data FOLDER      what follows the dashes is for gpu.py
 
-In this order: the tests of kernels, graphs and fast paths, all others under ``pytest --backend cupy``, ``xpnn check``,
-the checks of device_checks.py, gpu.py. A short table comes last. The exit status is 1 where something failed or did not
-end in time, and 2 without a device.
+In this order: the tests of kernels, graphs and fast paths, those that run on CuPy's arrays, and all others, under
+``pytest --backend cupy``; ``xpnn check``, the checks of device_checks.py, gpu.py. A short table comes last. The exit
+status is 1 where something failed or did not end in time, and 2 without a device.
 """
 
 import argparse
@@ -150,6 +150,7 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="for gpu.py, such as --works airbench")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or what runs on the device would go on
     if args.tests_only and args.options:
         parser.error(f"--tests-only: expected no options for gpu.py; received {' '.join(args.options)}")
     if args.one:

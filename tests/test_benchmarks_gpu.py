@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -491,29 +492,57 @@ def test_a_command_that_takes_too_long_is_interrupted_and_has_failed(gpu_check, 
 def test_a_command_is_interrupted_once(gpu_check):
     lines = ["import signal, time", "times = []", "signal.signal(signal.SIGINT, lambda *_: times.append(1))"]
     lines += ["while not times: time.sleep(0.01)", "time.sleep(1)", "print('interrupted', len(times))"]
-    assert gpu_check.run("tests", [sys.executable, "-c", "\n".join(lines)], 1.0).words.endswith(": interrupted 1")
+    assert gpu_check.run("tests", [sys.executable, "-c", "\n".join(lines)], 3.0).words.endswith(": interrupted 1")
 
 
 def test_a_command_that_does_not_mind_is_killed_and_so_is_what_it_has_started(gpu_check, monkeypatch):
     monkeypatch.setattr(gpu_check, "PATIENCE", 0.5)
-    starts = "import subprocess; subprocess.run(['sleep', '60'])"
-    code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {starts}"
-    outcome = gpu_check.run("tests", [sys.executable, "-c", code], 0.5)  # ends once nobody holds its output
+    ignores = "import signal, subprocess; signal.signal(signal.SIGINT, signal.SIG_IGN); print('begun', flush=True)"
+    code = f"{ignores}; subprocess.run(['sleep', '60'])"
+    outcome = gpu_check.run("tests", [sys.executable, "-c", code], 3.0)  # ends once nobody holds its output
     assert not outcome.passed
+    assert outcome.words.endswith("s: begun")  # and no KeyboardInterrupt
     assert outcome.seconds < 30
 
 
+def is_there(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_command_does_not_go_on_after_ctrl_c(gpu_check, monkeypatch):
+    seen = []
+
     def interrupted(line, **options):
-        if line.startswith("begun"):
+        seen.append(line)
+        if line.strip().isdigit():
             raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu_check, "print", interrupted, raising=False)
-    code = "import time; print('begun', flush=True); time.sleep(60)"
-    began = time.perf_counter()
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     with pytest.raises(KeyboardInterrupt):
         gpu_check.run("tests", [sys.executable, "-c", code], 60.0)
-    assert time.perf_counter() - began < 30
+    began = time.perf_counter()
+    while is_there(int(seen[-1])):
+        assert time.perf_counter() - began < 30
+        time.sleep(0.01)
+
+
+def test_a_command_does_not_go_on_where_the_script_is_terminated(gpu_check):
+    command = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+    code = f"import sys; sys.path[:0] = {[str(BENCHMARKS), *sys.path]}; import gpu_check as g; "
+    code += (
+        f"g.gpu.options = lambda *_: None; g.no_device = lambda: ''; g.tests = lambda *_: [g.run('a', {command}, 60)]; "
+    )
+    code += "sys.argv = ['gpu_check.py']; g.main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        child = next(int(line) for line in process.stdout if line.strip().isdigit())
+        process.terminate()
+        process.stdout.read()
+    assert not is_there(child)
 
 
 def test_a_commands_last_line_and_status_are_its_outcome(gpu_check):

@@ -297,6 +297,7 @@ ELEMENTWISE = {
     "dropout": lambda: layers.Dropout(0.5),
     "residual": lambda: layers.Residual(layers.ReLU()),
     "parallel": lambda: layers.Parallel(layers.ReLU(), layers.Tanh()),
+    "concat": lambda: layers.Concat(layers.ReLU(), layers.Tanh()),
 }
 
 
@@ -307,8 +308,19 @@ def test_images_keep_their_channels_last(cupy, name):
     Model(net, (3, 4, 5), backend="cupy", rng=0)
     x = cupy.array(channels_last(normals(2, 3, 4, 5)))
     out, cache = net.forward(x, train=True)
-    dx, _ = net.backward(cupy.array(channels_last(normals(2, 3, 4, 5, seed=1))), cache)
-    assert x.strides == out.strides == net.infer(x).strides == dx.strides
+    dx, _ = net.backward(cupy.array(channels_last(normals(*out.shape, seed=1))), cache)
+    for images in (out, net.infer(x), dx):
+        assert images.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("name", [name for name in ELEMENTWISE if name not in ("dropout", "scale", "concat")])
+def test_behind_a_pool_over_whole_images_a_gradient_has_its_channels_last_too(cupy, name):
+    """Though what comes from there is one number for all of a channel."""
+    net = layers.Sequential(ELEMENTWISE[name](), layers.GlobalAvgPool())
+    Model(net, (3, 4, 5), backend="cupy", rng=0)
+    out, cache = net.forward(cupy.array(channels_last(normals(2, 3, 4, 5))), train=True)
+    dx, _ = net.backward(cupy.asarray(normals(*out.shape)), cache)
+    assert dx.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 # ---- half precision

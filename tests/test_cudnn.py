@@ -419,6 +419,22 @@ def test_a_plan_for_which_memory_is_short_is_not_taken(timed, correlate, monkeyp
     assert set(cudnn_on_cpu.indices) == {0}
 
 
+def test_where_memory_is_short_for_every_plan_nothing_is_decided(timed, cupy, correlate, monkeypatch):
+    x, w = cupy.array(normals(2, 4, 5, 5)), cupy.array(normals(6, 4, 3, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(cudnn_on_cpu.pygraph, "execute", lambda *_, **__: (_ for _ in ()).throw(MemoryError("short")))
+        with pytest.raises(MemoryError, match="short"):
+            ours(FUNCTIONS[0])(x, w, None, Window((3, 3)), 1)
+    assert correlate() == 1
+
+
+def test_what_timing_took_is_given_back(timed, cupy, correlate):
+    timed(3.0, Candidate(1.0, workspace=0), Candidate(1.5, workspace=10**7))
+    assert correlate() == 1
+    assert cudnn_on_cpu.indices.count(2) > 0
+    assert cupy.get_default_memory_pool().total_bytes() < 10**7
+
+
 def test_nothing_is_timed_unless_it_is_asked_for(timed, correlate, monkeypatch):
     monkeypatch.setattr(ours_of_cudnn(), "AUTOTUNE", False)
     assert correlate() == 0

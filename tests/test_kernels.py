@@ -276,6 +276,12 @@ CALLS = {
         (np.negative, normals(2, 3, 4, 5)[:, ::2]),
         (np.modf, channels_last(normals(2, 3, 4, 5))),
         (np.negative, normals()),
+        (np.negative, channels_last(normals(2, 3, 4, 5))[::-1]),
+    ],
+    "layers.branches.joined": [
+        (normals(2, 3), normals(2, 1), normals(2, 4, seed=1)),
+        *((layout(normals(2, 3, 4, 5)), layout(normals(2, 1, 4, 5))) for layout in (np.array, channels_last)),
+        (channels_last(normals(2, 3, 4, 5)), normals(2, 1, 4, 5)),
     ],
     "losses.cross_entropy": [
         *((x, np.random.default_rng(0).integers(0, x.shape[1], len(x)), 0.0, len(x)) for x in SCORES),
@@ -610,6 +616,7 @@ OF_DEVICES = {
     "random.integers",
     "random.normals",
     "layers.elementwise.applied",
+    "layers.branches.joined",
     "products.matmul_bias",
     "products.gemm",
     "optim.in_place.muon",

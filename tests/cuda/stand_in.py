@@ -62,6 +62,7 @@ ARCHITECTURE = 90  # of the device that there is not
 ARGUMENTS = 4096  # bytes of a launch, at most
 GUARD = 256  # bytes before and behind every array
 CYCLES = 2_000_000  # of the device's clock, in a millisecond
+IN_C_ORDER = np.where, np.concatenate, np.stack  # results, besides those of elementwise functions
 UNWRITTEN = 0xFF  # no number in every floating-point type, whatever a kernel reads of it
 
 
@@ -125,7 +126,7 @@ class ndarray(np.ndarray):
 
     def __array_function__(self, function, classes, args, kwargs):
         _refuse_numpy(args)
-        return _do(function, args, kwargs, kwargs.get("out"), in_c_order=function in (np.where, np.concatenate))
+        return _do(function, args, kwargs, kwargs.get("out"), in_c_order=function in IN_C_ORDER)
 
     def __getitem__(self, key):
         if not _arrays_in(key) and not isinstance(key, list):  # a view, though it be of one number
@@ -832,7 +833,8 @@ def _modules() -> dict[str, types.ModuleType]:
             if name == "clip":  # array-api-compat's
                 refuse_in_capture("a copy from the host")
                 waits.append("clip")
-            return _do(attribute, args, kwargs, kwargs.get("out"))
+            in_c_order = isinstance(attribute, np.ufunc) or attribute in IN_C_ORDER
+            return _do(attribute, args, kwargs, kwargs.get("out"), in_c_order=in_c_order)
 
         return call
 

@@ -6,13 +6,15 @@ import weakref
 import numpy as np
 import pytest
 
-from training.solvers import CourseModel, make_net, make_solver
-from xpnn import Model
+from training.solvers import CourseModel, image_data, make_net, make_solver
+from xpnn import Model, Solver
 from xpnn import backend as backends
+from xpnn.data.augmentation import RandomCrop
 from xpnn.errors import OutOfMemory
 from xpnn.layers import Affine, BatchNorm, Dropout, Layer, Sequential
-from xpnn.optim import EMA, Lookahead
+from xpnn.optim import EMA, Lookahead, averaging
 from xpnn.out_of_memory import in_parts, memory_for, shortage_in
+from xpnn.training import Callback
 from xpnn.training import solver as solver_module
 from xpnn.training.run import predictions
 
@@ -139,22 +141,98 @@ def test_a_batch_whose_update_fails_is_counted_with_its_epoch(tmp_path):
     make_solver(num_epochs=5).resume(tmp_path / "a.safetensors")
 
 
-def test_an_order_that_was_drawn_for_a_batch_that_failed_is_drawn_again(monkeypatch):
-    solver, plain = (make_solver(sampling="shuffle", num_epochs=2) for _ in range(2))
-    plain.train()
-    model, loss, failed = solver.model, Model.loss, []
+def short_once(function, when=lambda: True):
+    """The function, which does its work and once, when that is so, has no memory for the result."""
+    failed = []
 
-    def short(self, X, y=None, **kwargs):
-        if self is model and y is not None and solver.iteration == 6 and not failed:
+    def wrapped(*args, **kwargs):
+        result = function(*args, **kwargs)
+        if not failed and when():
             failed.append(1)
             raise MemoryError("Unable to allocate 3.64 TiB")
-        return loss(self, X, y, **kwargs)
+        return result
 
-    monkeypatch.setattr(type(model), "loss", short)
+    return wrapped
+
+
+@pytest.mark.parametrize("where", ["order", "backward"])
+def test_a_batch_that_failed_is_tried_again_with_the_same_numbers(monkeypatch, where):
+    """Its epoch's order, augmentation, dropout and the statistics of batch norm."""
+    settings = {"data": image_data(), "augment": RandomCrop(1), "sampling": "shuffle", "batch_size": 8}
+
+    def make():
+        net = Sequential(Affine(8), BatchNorm(), Dropout(0.5), Affine(3))
+        return Solver(Model(net, (60,), rng=3), num_epochs=3, seed=5, verbose=False, **settings)
+
+    plain, solver = make(), make()
+    plain.train()
+    at = 2 * solver.iterations_per_epoch
+    if where == "order":
+        short = short_once(solver_module.epoch_order, lambda: solver.iteration == at)
+        monkeypatch.setattr(solver_module, "epoch_order", short)
+    else:
+        solver.model.net.backward = short_once(solver.model.net.backward, lambda: solver.iteration == at)
     with pytest.raises(OutOfMemory):
         solver.train()
+    assert solver.iteration == at
     solver.train()
     assert solver.loss_history == plain.loss_history
+    assert solver.val_acc_history == plain.val_acc_history
+
+
+def test_an_order_for_which_memory_is_short_after_resuming_is_that_of_the_epoch(monkeypatch, tmp_path):
+    plain, first, solver = (make_solver(sampling="shuffle") for _ in range(3))
+    plain.train()
+    first.callbacks = [StopAt(8)]
+    first.train()
+    first.save(tmp_path / "a.safetensors")
+    solver.resume(tmp_path / "a.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(solver_module, "epoch_order", short_once(solver_module.epoch_order))
+        with pytest.raises(OutOfMemory):
+            solver.train()
+    solver.train()
+    assert solver.loss_history == plain.loss_history
+
+
+class StopAt(Callback):
+    def __init__(self, iteration):
+        self.at = iteration
+
+    def on_iteration(self, solver):
+        if solver.iteration == self.at:
+            solver.stop("enough")
+
+
+def test_an_average_for_which_memory_was_short_misses_no_update(monkeypatch):
+    models = make_net(), make_net()
+    solver, plain = (make_solver(model, average=EMA(model.params, 0.5)) for model in models)
+    plain.train()
+    monkeypatch.setattr(averaging, "_arrays", short_once(averaging._arrays, lambda: solver.iteration == 3))
+    with pytest.raises(OutOfMemory, match=r"^Solver: expected memory for the average of the weights; received too"):
+        solver.train()
+    assert (solver.iteration, solver.average.updates) == (3, 2)
+    solver.train()
+    assert (solver.iteration, solver.average.updates) == (24, 24)
+    np.testing.assert_array_equal(solver.average.average.flat, plain.average.average.flat)
+
+
+def test_weights_that_look_ahead_for_which_memory_was_short_go_back_as_they_would_have(monkeypatch):
+    backend = backends.get("numpy")
+    weights = [{name: np.zeros(3) for name in "ab"} for _ in range(2)]
+    averages = [Lookahead(params, every=1, decay=0.5) for params in weights]
+    for params in weights:
+        params.update({name: np.ones(3) for name in "ab"})
+    averages[0].update()
+    with monkeypatch.context() as patch:
+        calls = iter(range(9))
+        patch.setattr(backend, "asarray", short_once(backend.asarray, lambda: next(calls) == 1))
+        with pytest.raises(MemoryError):
+            averages[1].update()
+    averages[1].update()
+    assert [average.updates for average in averages] == [1, 1]
+    for name in "ab":
+        np.testing.assert_array_equal(weights[0][name], weights[1][name])
 
 
 # Accuracy checks

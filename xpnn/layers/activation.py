@@ -118,7 +118,7 @@ def leaky_relu_backward(dout: Array, cache: Cache) -> Array:
     """
     out, slope = cache
     xp = check_dout("leaky_relu_backward", dout, out, out.shape)
-    return elementwise(lambda dout, out: narrowed(xp.where(out > 0.0, dout, slope * dout), dout.dtype), dout, out)
+    return elementwise(lambda out, dout: narrowed(xp.where(out > 0.0, dout, slope * dout), dout.dtype), out, dout)
 
 
 def _check_slope(where: str, slope: float) -> float:
@@ -163,7 +163,7 @@ def sigmoid_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("sigmoid_backward", dout, cache, cache.shape)
-    return elementwise(lambda dout, out: narrowed(dout * (out * (1.0 - out)), dout.dtype), dout, cache)
+    return elementwise(lambda out, dout: narrowed(dout * (out * (1.0 - out)), dout.dtype), cache, dout)
 
 
 def tanh_forward(x: Array) -> tuple[Array, Cache]:
@@ -203,7 +203,7 @@ def tanh_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("tanh_backward", dout, cache, cache.shape)
-    return elementwise(lambda dout, out: narrowed(dout * (1.0 - out * out), dout.dtype), dout, cache)
+    return elementwise(lambda out, dout: narrowed(dout * (1.0 - out * out), dout.dtype), cache, dout)
 
 
 def silu_forward(x: Array) -> tuple[Array, Cache]:
@@ -253,7 +253,7 @@ def silu_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("silu_backward", dout, cache, cache.shape)
-    return elementwise(mul, dout, cache)
+    return elementwise(mul, cache, dout)
 
 
 def gelu_forward(x: Array, approximate: str = "none") -> tuple[Array, Cache]:
@@ -325,7 +325,7 @@ def gelu_backward(dout: Array, cache: Cache) -> Array:
     dx : array of x's shape
     """
     check_dout("gelu_backward", dout, cache, cache.shape)
-    return elementwise(mul, dout, cache)
+    return elementwise(mul, cache, dout)
 
 
 def _check_approximate(where: str, approximate: str) -> str:

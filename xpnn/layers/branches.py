@@ -6,7 +6,8 @@ from functools import partial, reduce
 from operator import add
 from typing import Any
 
-from xpnn.backend import Array, Shape, namespace
+from xpnn.backend import Array, Shape, library_of, namespace
+from xpnn.kernels import fast_path
 from xpnn.layers.container import Container
 from xpnn.layers.elementwise import elementwise
 from xpnn.layers.layer import Cache, Layer
@@ -118,7 +119,7 @@ class Concat(_Branches):
         return sum(shape[0] for shape in shapes), *shapes[0][1:]
 
     def _join(self, outs: list[Array]) -> Array:
-        return namespace(outs[0]).concat(outs, axis=1)
+        return (fast_path("layers.branches.joined", library_of(outs[0])) or joined)(*outs)
 
     def _sizes(self, outs: list[Array]) -> list[int]:
         return [out.shape[1] for out in outs]
@@ -126,6 +127,11 @@ class Concat(_Branches):
     def _split(self, dout: Array, sizes: list[int]) -> list[Array]:
         stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         return [dout[:, stop - size : stop, ...] for size, stop in zip(sizes, stops, strict=True)]
+
+
+def joined(*outs: Array) -> Array:
+    """The definition of how `Concat` puts outputs together."""
+    return namespace(outs[0]).concat(outs, axis=1)
 
 
 class Residual(Sequential):

@@ -46,8 +46,9 @@ class _Average:
     def _load(self, weights: Mapping[str, Array], state: Mapping[str, Array], to_keep: bool = False) -> None:
         """Give the model weights and state, copied; or arrays to keep, for which it needs no memory."""
         shared = isinstance(self.params, Parameters)  # assigning copies already
-        for key, array in _arrays(weights).items():
-            _set(self.params, key, backends.of(array).asarray(array, copy=not (shared or to_keep)))
+        copies = {k: backends.of(a).asarray(a, copy=not (shared or to_keep)) for k, a in _arrays(weights).items()}
+        for key, array in copies.items():
+            _set(self.params, key, array)
         for name, own in self._state().items():
             own[...] = backends.of(own).asarray(state[name])
 
@@ -202,9 +203,15 @@ class Lookahead(_Average):
         """
         is_due = (self.updates + 1) % self.every == 0
         if is_due:
+            slow = [(own, dict(own)) for own in (self.average, self.average_state) if isinstance(own, dict)]
             self._blend(1.0 - float(self.decay(progress) if callable(self.decay) else self.decay))
-            self.finish()
-        self.updates += 1  # at last: where memory was short it may be done again
+            try:
+                self.finish()
+            except MemoryError:  # for copies, where the weights are no buffer: it may be done again
+                for own, before in slow:
+                    own.update(before)
+                raise
+        self.updates += 1
         return is_due
 
     def finish(self) -> None:

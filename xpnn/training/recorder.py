@@ -43,12 +43,11 @@ class Recorder:
         self.reason: str | None = None
         self._failure: str | None = None  # of a recording in this training
         self._recorded: RecordedStep | None = None
-        self._drawn: Drawn | None = None  # before a step that is launched beside it
         self._launched = 0
         self.replays = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_recorded": None, "_drawn": None, "_launched": 0}  # what is recorded stays where it is
+        return vars(self) | {"_recorded": None, "_launched": 0}  # what is recorded stays where it is
 
     def start(self, solver: "Solver") -> None:
         """Before a training."""
@@ -65,17 +64,12 @@ class Recorder:
         """Give up what was recorded, and its memory."""
         if self._recorded is not None:
             self._recorded.release()
-        self._recorded, self._drawn, self._launched = None, None, 0
+        self._recorded, self._launched = None, 0
 
     def give_up(self, solver: "Solver") -> bool:
-        """Do without from now on, as memory is short; return whether there was anything to give up.
-
-        What the step has drawn so far is put back: it may be taken again.
-        """
+        """Do without from now on, as memory is short; return whether there was anything to give up."""
         if self._recorded is None:
             return False
-        if self._drawn is not None and self._drawn.iteration == solver.iteration:
-            self._drawn.put_back(solver)
         self.forget()
         self._fail("memory is short beside a recorded step")
         return True
@@ -90,12 +84,15 @@ class Recorder:
         if reason is not None and self.graph is True:
             raise SettingError(f"Solver: expected steps that can be recorded, for graph=True; {reason}")
 
+    def is_recorded(self, solver: "Solver", indices: Array) -> bool:
+        """Whether the step of a batch is there to be replayed."""
+        return self._recorded is not None and indices.shape[0] == solver.batch_size
+
     def replay(self, solver: "Solver", indices: Array) -> Array | None:
         """Take the step of a batch and return its loss; None where it is to be launched anew, and nothing is done."""
         if self.reason is not None:
             return None
         if indices.shape[0] != solver.batch_size:
-            self._drawn = None if self._recorded is None else Drawn(solver)
             return None
         if self._recorded is not None and not self._recorded.is_current(indices):
             self.forget()
@@ -113,20 +110,6 @@ class Recorder:
         loss = self._recorded(indices)
         self.replays += 1
         return loss
-
-
-class Drawn:
-    """How far a Solver's random generators have counted before a step, and what its layers' state is."""
-
-    def __init__(self, solver: "Solver") -> None:
-        self.iteration = solver.iteration
-        self._generators = solver._augmentation.state, solver.model.rng_state
-        self._state = [(layer.state, key, layer.state[key]) for layer, key in solver.model.state_places]
-
-    def put_back(self, solver: "Solver") -> None:
-        solver._augmentation.state, solver.model.rng_state = self._generators
-        for state, key, array in self._state:
-            state[key] = array
 
 
 class RecordedStep:

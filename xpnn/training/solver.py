@@ -33,6 +33,7 @@ from xpnn.threads import steady
 from xpnn.training import checkpoint
 from xpnn.training.accumulation import GradientSum
 from xpnn.training.callbacks import Callback, Metrics
+from xpnn.training.drawn import Drawn
 from xpnn.training.interrupt import deferred_interrupt
 from xpnn.training.loss_scale import LossScale
 from xpnn.training.recordable import may_change
@@ -257,6 +258,8 @@ class Solver(Resumable):
         self._finite: Array | None = None  # on the device too
         self._answer: Fetched | None = None  # that, on its way
         self._asked = 0.0  # when it was asked for
+        self._drawn: Drawn | None = None  # before a batch that is launched
+        self._has_stepped = False  # and the average is still to be updated
         self._order: Array | None = None
         self._order_state = self._batches.state
         self._reset_at_a_time()
@@ -328,7 +331,8 @@ class Solver(Resumable):
             at_the_end.callback(self._print_lines)  # those that are there, where an error ends it
             self._recorder.start(self)
             at_the_end.callback(self._recorder.forget)
-            self._check_if_due(self.optimizer.learning_rate)  # one that an error or a checkpoint came before
+            self._update_average()  # these are what an error came before
+            self._check_if_due(self.optimizer.learning_rate)
             while self.iteration < self.num_iterations and not self.stop_reason:
                 self._iterate()
                 self.seconds = time.perf_counter() - self._started
@@ -363,11 +367,12 @@ class Solver(Resumable):
         """One step, and what is due after it."""
         self._follow_model()
         started, rate = time.perf_counter(), self.optimizer.learning_rate
-        iteration = self.iteration
+        iteration, order = self.iteration, self._order
         try:
-            self._do(self._step, lambda: self._is_undone(iteration))
+            self._do(self._step, lambda: self._undo(iteration, order))
         except MemoryError as error:
             raise OutOfMemory(self._smaller_batch(str(error))) from None
+        self._update_average()
         epoch_ends = self.iteration % self.iterations_per_epoch == 0
         self._set_learning_rate()
         if self.verbose and (self.iteration - 1) % self.print_every == 0:
@@ -385,21 +390,30 @@ class Solver(Resumable):
             self._images, self._step_seconds = 0, 0.0
         self._check_if_due(rate)
 
-    def _do(self, work: Callable[[], Any], is_undone: Callable[[], bool] = lambda: True) -> None:
-        """Do the work; where memory is short for it, and nothing of it done, once more without a recorded step."""
+    def _do(self, work: Callable[[], Any], undo: Callable[[], bool] = lambda: True) -> None:
+        """Do the work; where memory is short for it, and it can be undone, once more without a recorded step."""
         shortage = shortage_in(work)
-        if shortage and is_undone() and self._give_up_recording():
+        if shortage and undo() and self._give_up_recording():
             shortage = shortage_in(work)
         if shortage:
             raise MemoryError(shortage)
 
-    def _is_undone(self, iteration: int) -> bool:
-        """Whether the batch is still to be counted; the order is then drawn again where it was drawn for it."""
+    def _undo(self, iteration: int, order: Array | None) -> bool:
+        """Undo what a batch that is still to be counted has drawn; return whether it is."""
         if self.iteration != iteration:
             return False
-        if iteration % self.iterations_per_epoch == 0:
-            self._batches.state = self._order_state
+        if iteration % self.iterations_per_epoch == 0 or order is None:  # it was drawn for the batch
+            self._batches.state, self._order = self._order_state, order
+        if self._drawn is not None:
+            self._drawn.put_back(self)
         return True
+
+    def _update_average(self) -> None:
+        """Take the weights into the average, where they have changed since."""
+        if self._has_stepped and self.average is not None:
+            with memory_for("Solver: expected memory for the average of the weights; received too little"):
+                self._do(partial(self.average.update, self.iteration / self.num_iterations))
+        self._has_stepped = False
 
     def _step(self) -> None:
         """One batch: loss and gradients, and an update where it is the last of a step."""
@@ -409,6 +423,7 @@ class Solver(Resumable):
             size = self.X_train.shape[0], self.batch_size
             self._order = epoch_order(*size, self.sampling, self._batches, self.backend, self.drop_last)
         indices = self._indices(row)
+        self._drawn = None if self._recorder.is_recorded(self, indices) else Drawn(self)
         loss = self._recorder.replay(self, indices)
         if loss is not None:  # and the update is under way with it
             self._count(loss, indices)
@@ -419,8 +434,7 @@ class Solver(Resumable):
             if grads is None or self.diverged:  # never step along a gradient that is no number
                 return
             self._update(grads)
-        if self.average is not None:
-            self._do(partial(self.average.update, self.iteration / self.num_iterations))
+        self._has_stepped = True
 
     def _loss_and_gradients(self, indices: Array) -> tuple[Array, Any]:
         """Those of a batch of these examples."""
@@ -449,6 +463,7 @@ class Solver(Resumable):
         if not self.backend.asynchronous or not backends.is_array(loss):
             self._read_losses()
         self._images += indices.shape[0]
+        self._drawn = None
         self.iteration += 1
         self.epoch = self.iteration // self.iterations_per_epoch
 

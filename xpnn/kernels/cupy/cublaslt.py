@@ -30,9 +30,7 @@ TF32 = os.environ.get("XPNN_TF32") == "1"  # whether float32 may be multiplied w
 WORKSPACE = 32 * 2**20  # bytes that a plan may ask for: as NVIDIA advises for its newer devices
 ALIGNED = 256  # bytes: the most that an algorithm may rely on
 BESIDE = 16  # bytes: the same, for a bias and for what an epilogue leaves
-MORE = (
-    16  # bytes that a product with an epilogue takes besides what is reported, as NVIDIA's nvmath-python provides for
-)
+MORE = 16  # bytes: what an epilogue takes besides what is reported, as nvmath-python provides for
 
 CUDA_TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}  # of cudaDataType, by dtype.char
 
@@ -63,8 +61,9 @@ def obstacle() -> str:
     try:
         _handle(importlib.import_module("nvmath.bindings.cublasLt"))
     except ModuleNotFoundError as error:
-        needed = "nvmath-python" if (error.name or "").startswith("nvmath") else error.name
-        return f"pip install {needed}"
+        if (error.name or "nvmath").startswith("nvmath"):
+            return "pip install nvmath-python"
+        return f"nvmath-python lacks {error.name}, which the extras cuda13 and cuda12 bring"
     except Exception as error:  # of nvmath's own for libraries that are not found
         return f"nvmath-python does not load cuBLASLt ({in_short(error)})"
     return ""

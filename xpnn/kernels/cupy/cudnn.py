@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import cupy
 
+from xpnn.backend import get
 from xpnn.kernels.cupy.cublaslt import TF32, in_short
 from xpnn.kernels.cupy.source import Source
 from xpnn.windows import Pair, Window
@@ -140,6 +141,7 @@ def _choose(key: tuple, pointers: dict[int, int]) -> Plan | None:
             plan = _plan(*key)
             if plan is not None and AUTOTUNE and not cupy.cuda.get_current_stream().is_capturing():
                 plan = _fastest(plan.graph, pointers)
+                get("cupy").free_memory()  # that of plans which are not taken
             _plans[key] = plan
         return _plans[key]
 
@@ -180,20 +182,25 @@ def _build(cudnn: Any, graph: Any, char: str) -> None:
 def _fastest(graph: Any, pointers: dict[int, int]) -> Plan | None:
     """Time the first plans of a graph, and build the fastest: it executes the one that was built last.
 
-    None where all fail.
+    None where the device refuses all of them.
     """
-    built, best, least = 0, 0, math.inf
+    built, best, least, shortage = 0, 0, math.inf, None
     for index in range(graph.get_execution_plan_count()):
         try:
             graph.build_plan_at_index(index)
         except _declined(library()):
             continue
-        time = _time(Plan(graph, graph.get_workspace_size()), pointers, SLOW * least)
+        try:
+            time = _time(Plan(graph, graph.get_workspace_size()), pointers, SLOW * least)
+        except MemoryError as error:
+            time, shortage = math.inf, error
         if time < CLEARLY * least:
             best, least = index, time
         built += 1
         if built == CANDIDATES:
             break
+    if least == math.inf and shortage is not None:
+        raise shortage  # which may pass
     if least == math.inf:
         return None
     graph.build_plan_at_index(best)
@@ -201,11 +208,10 @@ def _fastest(graph: Any, pointers: dict[int, int]) -> Plan | None:
 
 
 def _time(plan: Plan, pointers: dict[int, int], limit: float) -> float:
-    """Of an execution, in milliseconds; infinite where memory is short for it, or the device refuses.
+    """Return the milliseconds of an execution: of one, where it takes longer than `limit`, or else in the mean of some.
 
-    Of a plan that takes longer than `limit` one is timed, or else as many as are enough.
+    Infinite where the device refuses.
     """
-    refused: tuple[type[Exception], ...] = (MemoryError, *_declined(library()))
     try:
         _execute(plan, pointers)  # which may have to load it first
         once = _milliseconds(plan, pointers, 1)
@@ -213,7 +219,7 @@ def _time(plan: Plan, pointers: dict[int, int], limit: float) -> float:
             return once
         runs = max(1, min(RUNS, int(ENOUGH / once)))
         return min(_milliseconds(plan, pointers, runs) / runs for _ in range(ROUNDS))
-    except refused:
+    except _declined(library()):
         return math.inf
 
 

@@ -38,13 +38,13 @@ class Kept(NamedTuple):
 def activated(rows: Any, w: Any, b: Any, activation: str) -> tuple[Any, Any]:
     """By cuBLASLt one launch, and its ReLU makes 0 of what is no number, other than the definition's."""
     rows, w, b = of_one_type(rows, w, b)
-    if 0 not in (*rows.shape, *w.shape):
+    epilogue = FORWARD.get(activation)
+    if epilogue and 0 not in (*rows.shape, *w.shape):
         out, bias = cupy.empty((len(rows), w.shape[1]), dtype=w.dtype), None if b is None else b[None]
-        if epilogue := FORWARD.get(activation):
-            aux = cublaslt.aux_for(out) if activation == "gelu_tanh" else None
-            with_bias = epilogue if b is None else f"{epilogue}_BIAS"
-            if cublaslt.multiply(rows[None], w[None], out[None], bias, False, with_bias, aux):
-                return out, out if aux is None else Kept(aux[:, : w.shape[1]], aux)
+        aux = cublaslt.aux_for(out) if activation == "gelu_tanh" else None
+        with_bias = epilogue if b is None else f"{epilogue}_BIAS"
+        if cublaslt.multiply(rows[None], w[None], out[None], bias, False, with_bias, aux):
+            return out, out if aux is None else Kept(aux[:, : w.shape[1]], aux)
     return add_and_activate(matmul(rows, w), b, activation)
 
 
