@@ -308,9 +308,8 @@ class Model:
         if target is self.backend:
             return self
         target.dtype(self.compute_dtype)
-        with memory_for(
-            f"model: expected memory on {target} for {self._params.size:,} parameters; received too little"
-        ):
+        expected = f"memory on {target} for {self._params.size:,} parameters"
+        with memory_for(f"model: expected {expected}; received too little"):
             flats = [target.asarray(buffer.flat, copy=True) for buffer in self.buffers]
             state = [target.asarray(layer.state[key]) for layer, key in self.state_places]
         for buffer, flat in zip(self.buffers, flats, strict=True):

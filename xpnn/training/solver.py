@@ -724,10 +724,8 @@ class Solver(Resumable):
 
     def _restore_best(self) -> None:
         """Put the best weights in the place of the last; averages and sums go on from there."""
-        too_little = (
-            "Solver: expected memory for a copy of the last weights, which the model keeps; received too little"
-        )
-        with memory_for(too_little):
+        expected = "memory for a copy of the last weights, which the model keeps"
+        with memory_for(f"Solver: expected {expected}; received too little"):
             self._last = {} if self.diverged else copied(self._weight_arrays())
         if self.best_params:
             self._load_model(self.best_arrays())
