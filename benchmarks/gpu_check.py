@@ -76,6 +76,7 @@ def _ended(process: subprocess.Popen, seconds: float) -> Iterator[None]:
         for timer in late:
             timer.cancel()
         tell(signal.SIGKILL)
+        process.wait()
 
 
 def tests(until: float, share: float, workers: int) -> list[Outcome]:
@@ -139,6 +140,17 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"{'ok' if o.passed else 'FAILED':8s}{o.seconds:6.0f} s  {o.name}: {o.words}" for o in outcomes]
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within, SIGTERM is as Ctrl-C: what runs on the device ends, too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_terminable()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=LONGEST, help="for everything together")
@@ -150,7 +162,6 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="for gpu.py, such as --works airbench")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or what runs on the device would go on
     if args.tests_only and args.options:
         parser.error(f"--tests-only: expected no options for gpu.py; received {' '.join(args.options)}")
     if args.one:

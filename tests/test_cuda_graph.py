@@ -195,17 +195,19 @@ def test_the_stand_in_computes_nothing_while_it_captures(cupy):
 # ---- steps of a Solver
 
 
+IN_STEPS = {
+    "update_rule": "adam",
+    "optim_config": {"learning_rate": 1e-2},
+    "num_epochs": 3,
+    "lr_decay": 0.5,
+    "seed": 5,
+    "verbose": False,
+}
+
+
 def trained(graph, model=None, data=None, before=None, **kwargs):
     """A solver after its training, and how many graphs were launched."""
-    settings = {
-        "update_rule": "adam",
-        "optim_config": {"learning_rate": 1e-2},
-        "batch_size": 10,
-        "num_epochs": 3,
-        "lr_decay": 0.5,
-        "seed": 5,
-        "verbose": False,
-    }
+    settings = IN_STEPS | {"batch_size": 10}
     model = dense() if model is None else model
     solver = Solver(model, make_data() if data is None else data, graph=graph, **(settings | kwargs))
     stand_in.launches.clear()
@@ -643,6 +645,50 @@ def test_a_step_that_memory_was_too_short_for_is_taken_again_with_the_same_numbe
     assert failed == [where]
     assert replays > 0
     assert_same_training(plain, tried)
+
+
+@pytest.mark.filterwarnings(SHORT)
+def test_a_step_that_memory_is_too_short_for_twice_is_as_if_it_had_not_been(cupy, monkeypatch):
+    """With a recorded step and then without; and once there is room, it is taken with the same numbers."""
+    settings = {"data": image_data(), "augment": AUGMENT, "sampling": "shuffle", "drop_last": False, "batch_size": 9}
+
+    def make():
+        return Model(Sequential(Affine(8), BatchNorm(), Dropout(0.5), Affine(3)), (60,), rng=3, backend="cupy")
+
+    plain, _ = trained(False, make(), **settings)
+    loss, failed = Model.loss, []
+
+    def short(self, X, y=None, *args, **kwargs):
+        result = loss(self, X, y, *args, **kwargs)
+        if y is not None and len(X) < 9 and len(failed) < 2 and (failed or len(CuPy.pools)):
+            failed.append(1)
+            raise MemoryError("out of memory")
+        return result
+
+    monkeypatch.setattr(Model, "loss", short)
+    solver = Solver(make(), **IN_STEPS, graph="auto", **settings)
+    with pytest.raises(OutOfMemory) as error:
+        solver.train()
+    assert "out of memory" in str(error.value)
+    solver.train()
+    assert len(failed) == 2
+    assert_same_training(plain, solver)
+
+
+@pytest.mark.parametrize("graph", [False, "auto"])
+def test_a_batch_whose_update_fails_is_counted_though_it_be_the_last_before_a_recording(cupy, monkeypatch, graph):
+    solver, steps = Solver(dense(), make_data(), **IN_STEPS, batch_size=10, graph=graph), []
+
+    def short(self, *args, step=Optimizer.step, **kwargs):
+        step(self, *args, **kwargs)
+        steps.append(1)
+        if len(steps) == 2:
+            raise MemoryError("out of memory")
+
+    monkeypatch.setattr(Optimizer, "step", short)
+    with pytest.raises(OutOfMemory):
+        solver.train()
+    assert solver.iteration == len(steps) == 2
 
 
 def test_the_peak_of_memory_is_the_most_that_was_held_whatever_is_free_since(cupy):

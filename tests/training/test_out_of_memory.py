@@ -217,6 +217,38 @@ def test_an_average_for_which_memory_was_short_misses_no_update(monkeypatch):
     np.testing.assert_array_equal(solver.average.average.flat, plain.average.average.flat)
 
 
+def test_what_was_left_of_a_batch_that_failed_is_no_matter_after_resuming(monkeypatch, tmp_path):
+    """The average's update, and what the batch had drawn."""
+
+    def make():
+        model = make_net()
+        return make_solver(model, average=EMA(model.params, 0.5), sampling="shuffle")
+
+    first, plain, solver, other = (make() for _ in range(4))
+    first.callbacks = [StopAt(6)]
+    first.train()
+    first.save(tmp_path / "a.safetensors")
+    plain.resume(tmp_path / "a.safetensors")
+    plain.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(averaging, "_arrays", short_once(averaging._arrays, lambda: solver.iteration == 3))
+        with pytest.raises(OutOfMemory):
+            solver.train()
+    other.model.net.backward = short_once(other.model.net.backward, lambda: other.iteration == 2)
+    with pytest.raises(OutOfMemory):
+        other.train()
+    for each in (solver, other):
+        each.resume(tmp_path / "a.safetensors")
+        with monkeypatch.context() as patch:
+            patch.setattr(solver_module, "epoch_order", short_once(solver_module.epoch_order))
+            with pytest.raises(OutOfMemory):
+                each.train()
+        each.train()
+        assert each.loss_history == plain.loss_history
+        assert each.average.updates == plain.average.updates
+        np.testing.assert_array_equal(each.average.average.flat, plain.average.average.flat)
+
+
 def test_weights_that_look_ahead_for_which_memory_was_short_go_back_as_they_would_have(monkeypatch):
     backend = backends.get("numpy")
     weights = [{name: np.zeros(3) for name in "ab"} for _ in range(2)]

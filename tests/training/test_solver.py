@@ -14,7 +14,7 @@ from xpnn import Model, Solver, backend
 from xpnn.data import load_digits
 from xpnn.data.augmentation import RandomFlip
 from xpnn.errors import SettingError
-from xpnn.layers import Affine, Dropout, ReLU, Sequential
+from xpnn.layers import Affine, Dropout, Layer, ReLU, Sequential
 from xpnn.models import FullyConnectedNet
 from xpnn.optim import EMA, ParamGroup
 from xpnn.training import Callback, EarlyStopping, MetricsLog
@@ -620,6 +620,26 @@ def test_the_seconds_of_a_check_include_its_last_step(monkeypatch):
 def test_metrics_have_no_nan(tmp_path):
     MetricsLog(tmp_path / "m").on_epoch(None, {"epoch": 1, "loss": math.nan, "learning_rate": None})
     assert json.loads((tmp_path / "m").read_text()) == {"epoch": 1, "loss": None, "learning_rate": None}
+
+
+class Noise(Layer):
+    """With a generator of NumPy's, which Solver and Model know nothing of."""
+
+    def __init__(self):
+        super().__init__("")
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, x, train=False):
+        return x + self.rng.standard_normal(x.shape).astype(x.dtype) * train, None
+
+    def backward(self, dout, cache, input_grad=True):
+        return dout, {}
+
+
+def test_a_layer_of_the_users_own_may_have_another_kind_of_generator():
+    solver = make_solver(Model(Sequential(Affine(8), Noise(), ReLU(), Affine(3)), (6,), rng=0), num_epochs=1)
+    solver.train()
+    assert solver.iteration == 6
 
 
 def test_the_warning_of_a_loss_that_is_no_number_says_so_whatever_has_ended_the_training():

@@ -393,12 +393,12 @@ class Model:
     @property
     def rng_state(self) -> dict[str, tuple[int, ...]]:
         """The state of every layer's generator, by layer path; may be set."""
-        return {layer.path: layer.rng.state for layer in self._layers if layer.rng is not None}
+        return {layer.path: layer.rng.state for layer in self._layers if isinstance(layer.rng, Generator)}
 
     @rng_state.setter
     def rng_state(self, state: Mapping[str, tuple[int, ...]]) -> None:
         for layer in self._layers:
-            if layer.rng is not None:
+            if isinstance(layer.rng, Generator):  # and not one of the user's own, of another kind
                 layer.rng.state = state[layer.path]
 
     def first_nonfinite(self, X: Array) -> str:

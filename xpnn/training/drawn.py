@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 class Drawn:
-    """How far a Solver's random generators have counted before a batch, and what its layers' state is."""
+    """How far a Solver's random generators have counted before a batch, and which arrays are its layers' state.
+
+    A layer that writes into these arrays, as none of xpnn's does, keeps what it has written.
+    """
 
     def __init__(self, solver: "Solver") -> None:
         self._augmentation = solver._augmentation.state

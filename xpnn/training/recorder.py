@@ -1,6 +1,7 @@
 """The steps of a Solver, recorded by a device and replayed."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from xpnn.backend import Array, is_array
@@ -43,7 +44,7 @@ class Recorder:
         self.reason: str | None = None
         self._failure: str | None = None  # of a recording in this training
         self._recorded: RecordedStep | None = None
-        self._launched = 0
+        self._launched, self._rehearses = 0, False
         self.replays = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,8 +85,13 @@ class Recorder:
         if reason is not None and self.graph is True:
             raise SettingError(f"Solver: expected steps that can be recorded, for graph=True; {reason}")
 
+    def rehearsal(self, solver: "Solver") -> AbstractContextManager[Any]:
+        """For a step that is launched: in the last before a recording what that takes is compiled."""
+        rehearses, self._rehearses = self._rehearses, False
+        return recorded_by(Rehearsal(solver.backend)) if rehearses else nullcontext()
+
     def is_recorded(self, solver: "Solver", indices: Array) -> bool:
-        """Whether the step of a batch is there to be replayed."""
+        """Whether the step of a batch is there to be replayed, or recorded anew where arrays are others since."""
         return self._recorded is not None and indices.shape[0] == solver.batch_size
 
     def replay(self, solver: "Solver", indices: Array) -> Array | None:
@@ -98,10 +104,8 @@ class Recorder:
             self.forget()
         if self._recorded is None and self._launched < FIRST:
             self._launched += 1
-            if self._launched < FIRST:
-                return None
-            with recorded_by(Rehearsal(solver.backend)):
-                return solver._whole_step(indices)
+            self._rehearses = self._launched == FIRST
+            return None
         try:
             self._recorded = self._recorded or RecordedStep(solver, indices)
         except Exception as error:

@@ -48,6 +48,7 @@ class Resumable(ABC):
     _unread: list[Array]
     _order: Array | None
     _order_state: tuple[int, ...]
+    _has_stepped: bool
     _accumulated: GradientSum | None
     _loss_scale: LossScale | None
     _batches: Generator
@@ -172,6 +173,7 @@ class Resumable(ABC):
             setattr(self, name, getattr(progress, name))
         self.total_epochs = self.num_epochs
         self._losses, self._unread, self._order = progress.loss_history, [], None
+        self._has_stepped = False
         self._batches.state, self._augmentation.state, self._evaluation.state = states
         if self._accumulated is not None:
             accumulated = checkpoint.section("accumulated", arrays).items()

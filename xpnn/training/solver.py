@@ -392,9 +392,8 @@ class Solver(Resumable):
 
     def _do(self, work: Callable[[], Any], undo: Callable[[], bool] = lambda: True) -> None:
         """Do the work; where memory is short for it, and it can be undone, once more without a recorded step."""
-        shortage = shortage_in(work)
-        if shortage and undo() and self._give_up_recording():
-            shortage = shortage_in(work)
+        while (shortage := shortage_in(work)) and undo() and self._give_up_recording():
+            pass
         if shortage:
             raise MemoryError(shortage)
 
@@ -417,7 +416,7 @@ class Solver(Resumable):
 
     def _step(self) -> None:
         """One batch: loss and gradients, and an update where it is the last of a step."""
-        row = self.iteration % self.iterations_per_epoch
+        row, self._drawn = self.iteration % self.iterations_per_epoch, None
         if row == 0 or self._order is None:
             self._order_state = self._batches.state
             size = self.X_train.shape[0], self.batch_size
@@ -428,12 +427,13 @@ class Solver(Resumable):
         if loss is not None:  # and the update is under way with it
             self._count(loss, indices)
         else:
-            loss, grads = self._loss_and_gradients(indices)
-            self._count(loss, indices)
-            grads = self._gradients_of_step(row, grads)
-            if grads is None or self.diverged:  # never step along a gradient that is no number
-                return
-            self._update(grads)
+            with self._recorder.rehearsal(self):
+                loss, grads = self._loss_and_gradients(indices)
+                self._count(loss, indices)
+                grads = self._gradients_of_step(row, grads)
+                if grads is None or self.diverged:  # never step along a gradient that is no number
+                    return
+                self._update(grads)
         self._has_stepped = True
 
     def _loss_and_gradients(self, indices: Array) -> tuple[Array, Any]:
