@@ -265,12 +265,15 @@ def test_a_checkpoint_from_any_iteration_is_resumed_exactly(tmp_path, when):
 
     straight = make_solver(callbacks=[Save()])
     straight.train()
-    rest = make_solver(make_net(rng=9), seed=9)
+    rest, saved_again = make_solver(make_net(rng=9), seed=9), make_solver(make_net(rng=9), seed=9)
     rest.resume(tmp_path / "c")
-    rest.train()
-    assert rest.loss_history == straight.loss_history
-    assert rest.val_acc_history == straight.val_acc_history
-    np.testing.assert_array_equal(rest.model.params.flat, straight.model.params.flat)
+    rest.save(tmp_path / "again")
+    saved_again.resume(tmp_path / "again")
+    for each in (rest, saved_again):
+        each.train()
+        assert each.loss_history == straight.loss_history
+        assert each.val_acc_history == straight.val_acc_history
+        np.testing.assert_array_equal(each.model.params.flat, straight.model.params.flat)
 
 
 def test_settings_that_json_cannot_hold_are_named_when_saving(tmp_path):

@@ -10,7 +10,7 @@ from xpnn.kernels import fast_path
 def elementwise(work: Callable[..., Any], *arrays: Array) -> Any:
     """Return ``work(*arrays)``, an array or several, computed of numbers in the same place of arrays of one shape.
 
-    It lies in memory as the first does.
+    On CuPy it lies in memory as the first does.
     """
     return (fast_path("layers.elementwise.applied", library_of(arrays[0])) or applied)(work, *arrays)
 

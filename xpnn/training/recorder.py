@@ -90,15 +90,9 @@ class Recorder:
         rehearses, self._rehearses = self._rehearses, False
         return recorded_by(Rehearsal(solver.backend)) if rehearses else nullcontext()
 
-    def is_recorded(self, solver: "Solver", indices: Array) -> bool:
-        """Whether the step of a batch is there to be replayed, or recorded anew where arrays are others since."""
-        return self._recorded is not None and indices.shape[0] == solver.batch_size
-
     def replay(self, solver: "Solver", indices: Array) -> Array | None:
         """Take the step of a batch and return its loss; None where it is to be launched anew, and nothing is done."""
-        if self.reason is not None:
-            return None
-        if indices.shape[0] != solver.batch_size:
+        if self.reason is not None or indices.shape[0] != solver.batch_size:
             return None
         if self._recorded is not None and not self._recorded.is_current(indices):
             self.forget()

@@ -175,6 +175,7 @@ class Resumable(ABC):
         self._losses, self._unread, self._order = progress.loss_history, [], None
         self._has_stepped = False
         self._batches.state, self._augmentation.state, self._evaluation.state = states
+        self._order_state = self._batches.state
         if self._accumulated is not None:
             accumulated = checkpoint.section("accumulated", arrays).items()
             self._accumulated.load({name: self.backend.asarray(a) for name, a in accumulated})

@@ -422,11 +422,11 @@ class Solver(Resumable):
             size = self.X_train.shape[0], self.batch_size
             self._order = epoch_order(*size, self.sampling, self._batches, self.backend, self.drop_last)
         indices = self._indices(row)
-        self._drawn = None if self._recorder.is_recorded(self, indices) else Drawn(self)
         loss = self._recorder.replay(self, indices)
         if loss is not None:  # and the update is under way with it
             self._count(loss, indices)
         else:
+            self._drawn = Drawn(self)
             with self._recorder.rehearsal(self):
                 loss, grads = self._loss_and_gradients(indices)
                 self._count(loss, indices)
